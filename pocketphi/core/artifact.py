@@ -84,12 +84,17 @@ class Artifact:
 
 @dataclass
 class Draft:
-    """An artifact being written. Put files under `path`, numbers into `counts` and `timings`."""
+    """An artifact being written. Put files under `path`, numbers into `counts` and `timings`.
+
+    Files named in `volatile` may hold times or speeds; they are kept and verified like the others but
+    do not count for the artifact's checksum, which is equal for equal work.
+    """
 
     path: Path
     resumed: bool
     counts: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    volatile: set[str] = field(default_factory=set)
     _published: Artifact | None = None
 
     @property
@@ -221,7 +226,7 @@ def create(
     is full (what was written stays, and the next run continues).
     """
     out = Path(out)
-    parents = list(parents)
+    parents, sources = list(parents), list(sources)
     wanted = fingerprint(kind, config, parents, sources)
     if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an artifact; nothing was written", hint="name another --out")
@@ -246,13 +251,19 @@ def create(
             "parents": [
                 {"kind": p.kind, "path": os.path.relpath(p.path, out), "checksum": p.checksum} for p in parents
             ],
-            "sources": [str(s) for s in sources],
+            "sources": [_source_identity(Path(s)) for s in sources],
+            "volatile": sorted(draft.volatile),
             "counts": to_tree(draft.counts),
             "timings": to_tree(draft.timings),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         draft._published = _publish(work, out, manifest)
         progress.event("stage_end", kind=kind, path=str(out), counts=draft.counts, timings=draft.timings)
+
+
+def sources_unchanged(found: Artifact) -> bool:
+    """Whether the files outside any artifact that `found` was made from are as they were."""
+    return all(_source_identity(Path(s["path"])) == s for s in found.manifest["sources"])
 
 
 def file_sha256(path: Path) -> str:
@@ -327,6 +338,8 @@ def _publish(work: Path, out: Path, manifest: Mapping[str, Any]) -> Artifact:
         raise DataError(f"{out}: the {manifest['kind']} stage wrote no file; an empty result is an error")
     digest = hashlib.sha256()
     for name, entry in files.items():
+        if name in manifest["volatile"]:
+            continue
         digest.update(f"{name}\0{entry['sha256']}\n".encode())
     whole = {**manifest, "checksum": digest.hexdigest(), "files": files}
     write_atomic(work / MANIFEST, json.dumps(whole, indent=1, sort_keys=True) + "\n")
