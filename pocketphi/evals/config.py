@@ -1,0 +1,62 @@
+"""Configuration of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pocketphi.core.errors import ConfigError
+
+StartToken = Literal["auto", "bos", "eos", "none"]
+
+
+@dataclass
+class EvalConfig:
+    """What is asked of a model.
+
+    suite: named list of tasks (evals/suites.yaml); ignored when `tasks` names any.
+    tasks: task names, each optionally with settings: "arc_easy", "mmlu:shots=5,format=letters".
+    data_dir: folder with the benchmark files; without it only tasks that need no file are scored.
+    texts: local text files whose bits per byte are measured beside the shards' held-out documents.
+    limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
+    max_heldout_tokens: bits per byte is measured on whole documents until this many tokens.
+    max_context_tokens: cut the model's context to this; None takes the model's own.
+    max_new_tokens: most tokens of a generated answer, where the task does not say less.
+    batch_size: requests that the torch back end scores in one pass; scores do not depend on it.
+    start_token: what stands before every prompt. `auto` follows the tokenizer's own rule.
+    chat: put generation prompts into the model's chat template instead of the plain few-shot text.
+    judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers; judge_key_env
+        names the environment variable that holds its key, so that no key is written to a file.
+    num_threads: threads of the engine; None lets it choose.
+    backend: engine back end for GGUF files ("auto", "native", "numpy").
+    """
+
+    suite: str = "quick"
+    tasks: list[str] = field(default_factory=list)
+    data_dir: Path | None = None
+    texts: list[Path] = field(default_factory=list)
+    limit: int | None = None
+    max_heldout_tokens: int = 100_000
+    max_context_tokens: int | None = None
+    max_new_tokens: int = 512
+    batch_size: int = 8
+    start_token: StartToken = "auto"
+    chat: bool = False
+    judge_url: str | None = None
+    judge_model: str = ""
+    judge_key_env: str = "OPENAI_API_KEY"
+    timeout_s: float = 120.0
+    num_threads: int | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_heldout_tokens", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("limit", "max_context_tokens", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1 or null, found {value}")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"timeout_s must be positive, found {self.timeout_s}")
