@@ -119,7 +119,9 @@ class Backend(Protocol):
         """Open an empty session for at most `capacity` tokens. EngineError when memory is short."""
         ...
 
-    def forward(self, session: Session, ids: Sequence[int] | np.ndarray, want: Want = "last") -> np.ndarray | None:
+    def forward(
+        self, session: Session, ids: Sequence[int] | np.ndarray, want: Want = "last"
+    ) -> np.ndarray | None:
         """Append `ids` (T >= 1) to the session and compute.
 
         Returns float32 logits [T, V] for `all`, [1, V] for `last`, None for `none`; always a new array

@@ -39,7 +39,9 @@ def test_every_value_equals_the_gguf_package(name: str) -> None:
     view = {"F32": np.float32, "F16": np.float16}.get(name, np.uint8)
     theirs = gguf.quants.dequantize(raw.view(view).reshape(rows, -1), kind)
     assert ours.dtype == np.float32 and ours.shape == shape
-    np.testing.assert_array_equal(ours.view(np.uint32), np.ascontiguousarray(theirs, np.float32).view(np.uint32))
+    np.testing.assert_array_equal(
+        ours.view(np.uint32), np.ascontiguousarray(theirs, np.float32).view(np.uint32)
+    )
 
 
 @pytest.mark.parametrize("name", list(formats.FORMATS))
@@ -58,7 +60,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bad_input_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="IQ2_XS.*not supported"):
+    with pytest.raises(EngineError, match=r"IQ2_XS.*not supported"):
         formats.dequantise(b"", "IQ2_XS", (1, 256))
     with pytest.raises(EngineError, match="33 bytes, expected 34"):
         formats.dequantise(bytes(33), "Q8_0", (1, 32))
