@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Show what this machine has and what it can run."),
     "recipe": ("recipe", "Run, plan or show a whole recipe, from pages to chat."),
     "corpus": ("corpus", "Filter, score and explain documents."),
+    "synth": ("synth", "Make definitions, questions and arithmetic from seeds."),
     "tokenizer": ("tokenizer", "Train a tokenizer; encode text; write token shards."),
     "train": ("train", "Pre-train a model in phases."),
     "sft": ("sft", "Fine-tune a model on chat data."),

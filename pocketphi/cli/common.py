@@ -18,7 +18,8 @@ RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", "-r", help="Recipe file whose section configures this stage.")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting; repeatable.")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting; repeatable."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder to write; default runs/<stage>-<fingerprint>.")

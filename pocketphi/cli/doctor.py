@@ -45,10 +45,15 @@ def doctor(json: JsonOption = False) -> None:
     print(f"processor   {figures['cpu']}, {figures['num_cores']} cores")
     print(f"features    {', '.join(figures['cpu_features']) or 'none that our kernels use'}")
     print(f"engine      {figures['engine']}")
-    print(f"memory      {figures['memory_bytes'] / 1e9:.1f} GB, {figures['memory_available_bytes'] / 1e9:.1f} GB free")
+    print(
+        f"memory      {figures['memory_bytes'] / 1e9:.1f} GB, {figures['memory_available_bytes'] / 1e9:.1f} GB free"
+    )
     print(f"disk here   {figures['disk_free_bytes'] / 1e9:.1f} GB free")
     gpus = figures["gpus"]
-    print("gpu         " + (", ".join(f"{g['name']} ({g['memory_bytes'] / 1e9:.0f} GB)" for g in gpus) or "none"))
+    print(
+        "gpu         "
+        + (", ".join(f"{g['name']} ({g['memory_bytes'] / 1e9:.0f} GB)" for g in gpus) or "none")
+    )
     print("parts")
     for name, version in figures["packages"].items():
         missing = f"not installed: no {_OPTIONAL[name]} (pip install 'pocketphi[make]')"
@@ -57,7 +62,9 @@ def doctor(json: JsonOption = False) -> None:
     for line in figures["fits"]:
         state = "yes" if line["fits"] else f"no, {line['missing_bytes'] / 1e9:.1f} GB of memory missing"
         print(f"  chat with {line['model']:<26} {line['needed_bytes'] / 1e9:>6.1f} GB   {state}")
-    print(f"  make the nano recipe                {'yes' if figures['can_make'] else 'no: ' + figures['cannot_make_why']}")
+    print(
+        f"  make the nano recipe                {'yes' if figures['can_make'] else 'no: ' + figures['cannot_make_why']}"
+    )
 
 
 def examine() -> dict[str, Any]:

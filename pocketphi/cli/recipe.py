@@ -14,7 +14,9 @@ RecipeFile = Annotated[Path, typer.Argument(help="The recipe, for example recipe
 
 
 @app.command("run")
-def run_command(recipe: RecipeFile, set_: SetOption = None, out: OutOption = None, json: JsonOption = False) -> None:
+def run_command(
+    recipe: RecipeFile, set_: SetOption = None, out: OutOption = None, json: JsonOption = False
+) -> None:
     """Run every stage; what is done already is skipped, what was killed is continued."""
     from pocketphi import recipe as recipes
 
@@ -33,7 +35,9 @@ def run_command(recipe: RecipeFile, set_: SetOption = None, out: OutOption = Non
 
 
 @app.command("plan")
-def plan_command(recipe: RecipeFile, set_: SetOption = None, out: OutOption = None, json: JsonOption = False) -> None:
+def plan_command(
+    recipe: RecipeFile, set_: SetOption = None, out: OutOption = None, json: JsonOption = False
+) -> None:
     """Forecast tokens, parameters, memory, time and disk; refuse what cannot fit."""
     from pocketphi import recipe as recipes
     from pocketphi.core.progress import duration

@@ -229,7 +229,9 @@ def create(
     parents, sources = list(parents), list(sources)
     wanted = fingerprint(kind, config, parents, sources)
     if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not an artifact; nothing was written", hint="name another --out")
+        raise UserError(
+            f"{out}: exists and is not an artifact; nothing was written", hint="name another --out"
+        )
     work = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
@@ -249,7 +251,8 @@ def create(
             "seed": seed,
             "code_version": __version__,
             "parents": [
-                {"kind": p.kind, "path": os.path.relpath(p.path, out), "checksum": p.checksum} for p in parents
+                {"kind": p.kind, "path": os.path.relpath(p.path, out), "checksum": p.checksum}
+                for p in parents
             ],
             "sources": [_source_identity(Path(s)) for s in sources],
             "volatile": sorted(draft.volatile),
@@ -269,7 +272,9 @@ def sources_unchanged(found: Artifact) -> bool:
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file)
+        )
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -90,9 +90,7 @@ def parse(cls: type[T], tree: Mapping[str, Any] | None, *, where: str = "config"
     for key in tree:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), fields)}")
-    values = {
-        name: _convert(hints[name], tree[name], f"{where}.{name}") for name in fields if name in tree
-    }
+    values = {name: _convert(hints[name], tree[name], f"{where}.{name}") for name in fields if name in tree}
     missing = [
         name
         for name, field in fields.items()

@@ -56,7 +56,9 @@ class Forecast:
         """Rows for people: stage, time, memory, disk, what else is known."""
         shown = []
         for name, figures in self.stages.items():
-            rest = {k: v for k, v in figures.items() if k not in ("wall_s", "peak_memory_bytes", "disk_bytes")}
+            rest = {
+                k: v for k, v in figures.items() if k not in ("wall_s", "peak_memory_bytes", "disk_bytes")
+            }
             notes = ", ".join(
                 f"{k} {quantity(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v}"
                 for k, v in rest.items()
@@ -82,4 +84,3 @@ def plan(recipe: Recipe, out: Path | None = None) -> Forecast:
     for stage in recipe.stages():
         stages[stage.name] = dict(stage.load().plan(recipe.config(stage), dict(stages)))
     return Forecast(stages, machine.memory_bytes(), machine.disk_free_bytes(out or Path("runs")))
-

@@ -67,7 +67,9 @@ def run(recipe: Recipe, *, out: Path | None = None) -> RunResult:
         _compare(result)
     else:
         count = len(artifacts)
-        progress.say(f"nothing to do: all {count} stages of '{recipe.name}' are up to date ({result.wall_s:.1f} s)")
+        progress.say(
+            f"nothing to do: all {count} stages of '{recipe.name}' are up to date ({result.wall_s:.1f} s)"
+        )
     return result
 
 

@@ -52,10 +52,7 @@ _ALL = [
         "report",
         "pocketphi.report",
         "ReportConfig",
-        {
-            name: (name,)
-            for name in ("corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")
-        },
+        {name: (name,) for name in ("corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")},
     ),
 ]
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

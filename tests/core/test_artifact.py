@@ -114,7 +114,10 @@ def test_an_error_publishes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_empty_result_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="wrote no file"), artifact.create(tmp_path / "x", kind="d", config={}):
+    with (
+        pytest.raises(DataError, match="wrote no file"),
+        artifact.create(tmp_path / "x", kind="d", config={}),
+    ):
         pass
 
 
@@ -190,7 +193,9 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_nothing_is_published(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(UserError, match="disk is full"):

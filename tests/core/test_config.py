@@ -28,7 +28,9 @@ class Example:
 
 
 def test_defaults_then_values() -> None:
-    made = config.parse(Example, {"name": "a", "phases": [{"max_tokens": "1e3"}, {}], "learning_rate": "3e-4"})
+    made = config.parse(
+        Example, {"name": "a", "phases": [{"max_tokens": "1e3"}, {}], "learning_rate": "3e-4"}
+    )
     assert made == Example("a", learning_rate=3e-4, phases=[Phase(1000), Phase()])
 
 

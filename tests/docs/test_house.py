@@ -28,7 +28,17 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What `pip install pocketphi` brings; everything else belongs to an extra.
-HEAVY = ["torch", "pyarrow", "lxml", "resiliparse", "fastwarc", "matplotlib", "transformers", "zstandard", "scipy"]
+HEAVY = [
+    "torch",
+    "pyarrow",
+    "lxml",
+    "resiliparse",
+    "fastwarc",
+    "matplotlib",
+    "transformers",
+    "zstandard",
+    "scipy",
+]
 BASE = [
     "pocketphi.cli.chat", "pocketphi.cli.bench", "pocketphi.cli.models", "pocketphi.cli.doctor", "pocketphi.cli.pull",
     "pocketphi.engine", "pocketphi.tokenizer", "pocketphi.model", "pocketphi.model.config", "pocketphi.recipe",
@@ -89,12 +99,20 @@ def test_safe_formats_only() -> None:
     bad = []
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import) and any(a.name in ("pickle", "dill", "joblib") for a in node.names):
+            if isinstance(node, ast.Import) and any(
+                a.name in ("pickle", "dill", "joblib") for a in node.names
+            ):
                 bad.append(f"{path}:{node.lineno}")
-            if isinstance(node, ast.Attribute) and node.attr == "load" and getattr(node.value, "id", "") == "torch":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "load"
+                and getattr(node.value, "id", "") == "torch"
+            ):
                 bad.append(f"{path}:{node.lineno}")
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-                assert isinstance(node.value, ast.Constant) and node.value.value is False, f"{path}:{node.lineno}"
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, (
+                    f"{path}:{node.lineno}"
+                )
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("yaml.load", "yaml.unsafe_load"):
                 bad.append(f"{path}:{node.lineno}")
     assert not bad
