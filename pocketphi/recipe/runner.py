@@ -14,7 +14,7 @@ from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
 from pocketphi.recipe.plan import Forecast, plan
-from pocketphi.recipe.stages import Recipe, Stage
+from pocketphi.recipe.stages import DATA_VARIABLE, Recipe, Stage
 
 _STATE = "state.json"
 
@@ -75,6 +75,12 @@ def run(recipe: Recipe, *, out: Path | None = None) -> RunResult:
 
 def _announce(recipe: Recipe, folder: Path) -> Forecast:
     """Forecast the run, refuse what cannot fit, and keep the first forecast for the comparison."""
+    if recipe.left_out:
+        progress.say(
+            f"no data folder here (set {DATA_VARIABLE}): leaving out {len(recipe.left_out)} entries "
+            f"of the recipe, from {recipe.left_out[0]} on"
+        )
+        progress.event("left_out", entries=recipe.left_out)
     forecast = plan(recipe, folder)
     forecast.check()
     kept = folder / "forecast.json"

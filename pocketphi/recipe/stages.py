@@ -6,6 +6,7 @@ The table is the whole wiring: which module a section configures, and which earl
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ class Stage:
 
 
 _ALL = [
-    Stage("corpus", "pocketphi.corpus", "CorpusConfig"),
+    Stage("synth", "pocketphi.synth", "SynthConfig"),
+    Stage("corpus", "pocketphi.corpus", "CorpusConfig", {"synth": ("synth",)}),
     Stage("tokenizer", "pocketphi.tokenizer", "TokenizerConfig", {"corpus": ("corpus",)}),
     Stage(
         "shards",
@@ -40,7 +42,7 @@ _ALL = [
         {"corpus": ("corpus",), "tokenizer": ("tokenizer",)},
     ),
     Stage("train", "pocketphi.train", "TrainConfig", {"shards": ("shards",), "tokenizer": ("tokenizer",)}),
-    Stage("sft", "pocketphi.train.sft", "SftConfig", {"checkpoint": ("train",), "corpus": ("corpus",)}),
+    Stage("sft", "pocketphi.train.sft", "SftConfig", {"checkpoint": ("train",), "corpus": ("corpus",), "synth": ("synth",)}),
     Stage("quantize", "pocketphi.quant", "QuantConfig", {"checkpoint": ("sft", "train")}),
     Stage(
         "eval",
@@ -52,11 +54,17 @@ _ALL = [
         "report",
         "pocketphi.report",
         "ReportConfig",
-        {name: (name,) for name in ("corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")},
+        {name: (name,) for name in ("synth", "corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")},
     ),
 ]
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 _SETTINGS = ("name", "description", "seed")
+
+# What recipes call `${data}`: the first of these that exists. It is a folder of real pages, texts,
+# chats and benchmarks; without one, a recipe works on what every Python installation carries.
+DATA_VARIABLE = "POCKETPHI_DATA"
+_DATA_FOLDERS = ("data", "../shared/data")
+_DATA_MARK = "${data}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Recipe:
     description: str
     seed: int
     sections: dict[str, dict[str, Any]]
+    left_out: tuple[str, ...] = ()
+    """Entries that name `${data}`, left out because there is no data folder here."""
 
     def stages(self) -> list[Stage]:
         return [stage for stage in _ALL if stage.name in self.sections]
@@ -92,12 +102,14 @@ class Recipe:
 
 
 def read(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply `--set section.key=value` overrides.
+    """Read a recipe, apply `--set section.key=value` overrides, and fill in `${data}`.
 
     Raises ConfigError for a missing or unreadable file, an unknown section, or no stage at all.
     """
     path = Path(path)
     tree = configuration.override(configuration.load_yaml(path), overrides)
+    left_out: list[str] = []
+    tree = _fill(tree, data_folder(), left_out)
     known = [*_SETTINGS, *STAGES]
     for key in tree:
         if key not in known:
@@ -121,4 +133,43 @@ def read(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
         description=str(tree.get("description") or ""),
         seed=seed,
         sections=sections,
+        left_out=tuple(left_out),
     )
+
+
+def data_folder() -> Path | None:
+    """Return the folder that `${data}` stands for, or None when this machine has none.
+
+    Raises ConfigError when the environment names a folder that is not there.
+    """
+    named = os.environ.get(DATA_VARIABLE)
+    if named:
+        if not Path(named).is_dir():
+            raise ConfigError(f"{DATA_VARIABLE}={named}: no such folder")
+        return Path(named)
+    return next((Path(folder) for folder in _DATA_FOLDERS if Path(folder).is_dir()), None)
+
+
+def _fill(node: Any, folder: Path | None, left_out: list[str]) -> Any:
+    """Replace `${data}`; without a folder, leave out the list entries and values that need it."""
+    if isinstance(node, str):
+        return node.replace(_DATA_MARK, str(folder)) if folder else node
+    if isinstance(node, dict):
+        filled = {}
+        for key, value in node.items():
+            if folder is None and isinstance(value, str) and _DATA_MARK in value:
+                left_out.append(value)
+                continue
+            filled[key] = _fill(value, folder, left_out)
+        return filled
+    if isinstance(node, list):
+        kept = []
+        for value in node:
+            needs = isinstance(value, str) and _DATA_MARK in value
+            needs = needs or (isinstance(value, dict) and _DATA_MARK in str(value.get("path", "")))
+            if folder is None and needs:
+                left_out.append(str(value if isinstance(value, str) else value["path"]))
+                continue
+            kept.append(_fill(value, folder, left_out))
+        return kept
+    return node

@@ -51,3 +51,37 @@ def test_a_run_that_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(UserError, match=r"writes about 5\.00 GB, 1\.00 GB are free"):
         Forecast({"train": {"disk_bytes": 5e9}}, 24_000_000_000, 10**9).check()
     Forecast({"train": {"disk_bytes": 5e8, "peak_memory_bytes": 1e9}}, 24_000_000_000, 10**9).check()
+
+
+DATA = """
+corpus: {inputs: [python-docs, "${data}/a.jsonl", {path: "${data}/b", quality: web}], benchmarks: ["${data}/c"]}
+eval: {data_dir: "${data}/benchmarks", suite: quick}
+"""
+
+
+def test_the_data_folder_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETPHI_DATA", str(tmp_path))
+    found = recipe.read(write(tmp_path, DATA))
+    assert found.sections["corpus"]["inputs"][1:] == [
+        f"{tmp_path}/a.jsonl",
+        {"path": f"{tmp_path}/b", "quality": "web"},
+    ]
+    assert found.sections["eval"]["data_dir"] == f"{tmp_path}/benchmarks" and not found.left_out
+
+
+def test_without_a_data_folder_its_entries_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POCKETPHI_DATA", raising=False)
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "x" / "y")
+    found = recipe.read(write(tmp_path, DATA))
+    assert found.sections["corpus"] == {"inputs": ["python-docs"], "benchmarks": []}
+    assert found.sections["eval"] == {"suite": "quick"}
+    assert len(found.left_out) == 4
+
+
+def test_a_data_folder_that_is_named_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETPHI_DATA", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="POCKETPHI_DATA"):
+        recipe.read(write(tmp_path, DATA))
