@@ -13,7 +13,7 @@ from pocketphi.model.config import ModelConfig
 if TYPE_CHECKING:
     from pocketphi.model.attention import KVCache
     from pocketphi.model.checkpoint import load, save
-    from pocketphi.model.generate import generate
+    from pocketphi.model.generation import generate
     from pocketphi.model.transformer import PhiForCausalLM
 
 __all__ = ["KVCache", "ModelConfig", "PhiForCausalLM", "generate", "load", "save"]
@@ -21,6 +21,7 @@ __all__ = ["KVCache", "ModelConfig", "PhiForCausalLM", "generate", "load", "save
 _LAZY = {
     "KVCache": "attention",
     "PhiForCausalLM": "transformer",
+    "generate": "generation",
     "load": "checkpoint",
     "save": "checkpoint",
 }
@@ -29,8 +30,4 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f"pocketphi.model.{_LAZY[name]}"), name)
-    if name == "generate":  # the submodule of the same name would shadow the function once imported
-        function = importlib.import_module("pocketphi.model.generate").generate
-        globals()["generate"] = function
-        return function
     raise AttributeError(f"module 'pocketphi.model' has no attribute '{name}'")
