@@ -2,12 +2,12 @@
 
 It is written to be read and to be right; the native core is its fast twin and is tested against it.
 Every result is a function of the token's own prefix only, bit for bit: not of how the prompt was cut,
-not of what ran before. Two rules give that. A matrix product always has `_ROWS` rows (padded with
-zeros), because a BLAS sums differently for other numbers of rows; and attention works on blocks of
-`_KEYS` keys at fixed places, added in order, so that masked blocks add exact zeros.
+not of what ran before. Two rules give that. Every product is of one row with a matrix (never of many
+rows at once), because a BLAS sums differently for other numbers of rows; and attention works on blocks
+of `_KEYS` keys at fixed places, added in order, so that masked blocks add exact zeros.
 
 Legend: T tokens of a call, D hidden, F feed-forward, V vocabulary, H query heads, K key heads, G = H/K
-queries per key head, d head size, C cache capacity, R = _ROWS, N blocks of B = _KEYS keys.
+queries per key head, d head size, C cache capacity, R tokens at a time, N blocks of B = _KEYS keys.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Sessio
 from pocketphi.engine.weights import Weights
 from pocketphi.model.config import ModelConfig
 
-_ROWS = 8
 _KEYS = 256
+# Tokens whose attention is computed in one go; bounds the scores held in memory.
+_ATTENTION_TOKENS = 16
 _STATE_MAGIC = b"PPKVNP01"
 
 
@@ -40,7 +41,7 @@ def plan(weights: Weights, options: BackendOptions) -> MemoryPlan:
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     rows = options.max_batch_tokens
     working = (
-        rows * 4 * (6 * config.hidden_size + 4 * config.intermediate_size) + _ROWS * 4 * config.vocab_size
+        rows * 4 * (6 * config.hidden_size + 4 * config.intermediate_size) + rows * 4 * config.vocab_size
     )
     return MemoryPlan(4 * weights.num_weights, cache, working)
 
@@ -131,8 +132,6 @@ class NumpyBackend:
             {name: weights.array(f"layers.{n}.{name}") for name in names}
             for n in range(config.num_hidden_layers)
         ]
-        matrices = [m for m in self._layers[0].values() if m.ndim == 2]
-        self._rows = _invariant_rows([*matrices, self._head_VD], config.head_dim)
 
     def new_session(self, capacity: int, rope_set: RopeSet) -> NumpySession:
         if capacity < 1:
@@ -218,7 +217,6 @@ class NumpyBackend:
             "cache_type": "f32",
             "weight_bytes": self._plan.weight_bytes,
             "cache_bytes_per_token": self._plan.cache_bytes_per_token,
-            "rows_per_product": self._rows,
         }
 
     def close(self) -> None:
@@ -250,51 +248,44 @@ class NumpyBackend:
     def _logits(self, x_TD: np.ndarray) -> np.ndarray:
         return self._linear(rms_norm(x_TD, self._norm_D, self.config.rms_norm_eps), self._head_VD)
 
-    def _linear(self, x_TI: np.ndarray, weight_OI: np.ndarray) -> np.ndarray:
-        T, R = x_TI.shape[0], self._rows
-        padded = np.zeros((-(-T // R) * R, x_TI.shape[1]), np.float32)
-        padded[:T] = x_TI
-        return np.matmul(padded.reshape(-1, R, x_TI.shape[1]), weight_OI.T).reshape(-1, weight_OI.shape[0])[
-            :T
-        ]
+    @staticmethod
+    def _linear(x_TI: np.ndarray, weight_OI: np.ndarray) -> np.ndarray:
+        # A stack of T products of one row each, not one product of T rows: see the top of the file.
+        return np.matmul(x_TI[:, None], weight_OI.T)[:, 0]
 
     def _attention(
         self, q_THd: np.ndarray, keys_KCd: np.ndarray, values_KCd: np.ndarray, positions_T: np.ndarray
     ) -> np.ndarray:
         """Causal attention of T queries over the cache, window included. Returns [T, H·d]."""
         T, H, d = q_THd.shape
-        K, R, B = keys_KCd.shape[0], self._rows, _KEYS
+        K, B = keys_KCd.shape[0], _KEYS
         window = self.config.visible_window
         out_THd = np.empty_like(q_THd)
-        for at in range(0, T, R):
-            rows = min(R, T - at)
-            q_RHd = np.zeros((R, H, d), np.float32)
-            q_RHd[:rows] = q_THd[at : at + rows]
-            q_KG1Rd = q_RHd.reshape(R, K, H // K, d).transpose(1, 2, 0, 3)[:, :, None] * np.float32(d**-0.5)
-            # Padding rows look where the last real row looks; what they give is thrown away.
-            position_R1 = np.full(R, positions_T[at + rows - 1])
-            position_R1[:rows] = positions_T[at : at + rows]
-            first = 0 if window is None else max(0, int(positions_T[at]) - window + 1) // B
-            last = int(positions_T[at + rows - 1]) // B + 1
-            places = slice(first * B, last * B)
-            k_K1NBd = keys_KCd[:, places].reshape(K, 1, last - first, B, d)
-            v_K1NBd = values_KCd[:, places].reshape(K, 1, last - first, B, d)
-            scores_KGNRB = np.matmul(q_KG1Rd, k_K1NBd.swapaxes(3, 4))
-            key_N1B = np.arange(places.start, places.stop).reshape(-1, 1, B)
-            hidden = key_N1B > position_R1[:, None]
+        for at in range(0, T, _ATTENTION_TOKENS):
+            position_R = positions_T[at : at + _ATTENTION_TOKENS]
+            R = position_R.size
+            # Blocks from the first key that the first query sees to the last query itself.
+            first = 0 if window is None else max(0, int(position_R[0]) - window + 1) // B
+            N = int(position_R[-1]) // B + 1 - first
+            k_KNBd = keys_KCd[:, first * B : (first + N) * B].reshape(K, N, B, d)
+            v_KNBd = values_KCd[:, first * B : (first + N) * B].reshape(K, N, B, d)
+            q_RKGd = (q_THd[at : at + R] * np.float32(d**-0.5)).reshape(R, K, H // K, d)
+            scores_RKGNB = np.matmul(q_RKGd[:, :, :, None, None], k_KNBd.swapaxes(2, 3)[None, :, None])[
+                ..., 0, :
+            ]
+            key_NB = np.arange(first * B, (first + N) * B).reshape(N, B)
+            hidden_RNB = key_NB > position_R[:, None, None]
             if window is not None:
-                hidden |= key_N1B <= position_R1[:, None] - window
-            scores_KGNRB[:, :, hidden] = -np.inf
-            top = scores_KGNRB.max(axis=(2, 4), keepdims=True)
-            weight_KGNRB = np.exp(scores_KGNRB - top)
-            sums_KGNR = weight_KGNRB.sum(axis=4)
-            parts_KGNRd = np.matmul(weight_KGNRB, v_K1NBd)
-            total_KGR, mixed_KGRd = np.zeros_like(sums_KGNR[:, :, 0]), np.zeros_like(parts_KGNRd[:, :, 0])
-            for block in range(last - first):
-                total_KGR += sums_KGNR[:, :, block]
-                mixed_KGRd += parts_KGNRd[:, :, block]
-            mixed_KGRd /= total_KGR[..., None]
-            out_THd[at : at + rows] = mixed_KGRd.transpose(2, 0, 1, 3).reshape(R, H, d)[:rows]
+                hidden_RNB |= key_NB <= position_R[:, None, None] - window
+            scores_RKGNB = np.where(hidden_RNB[:, None, None], np.float32(-np.inf), scores_RKGNB)
+            weight_RKGNB = np.exp(scores_RKGNB - scores_RKGNB.max(axis=(3, 4), keepdims=True))
+            sums_RKGN = weight_RKGNB.sum(axis=4)
+            parts_RKGNd = np.matmul(weight_RKGNB[..., None, :], v_KNBd[None, :, None])[..., 0, :]
+            total_RKG, mixed_RKGd = sums_RKGN[..., 0], parts_RKGNd[..., 0, :]
+            for block in range(1, N):
+                total_RKG = total_RKG + sums_RKGN[..., block]
+                mixed_RKGd = mixed_RKGd + parts_RKGNd[..., block, :]
+            out_THd[at : at + R] = (mixed_RKGd / total_RKG[..., None]).reshape(R, H, d)
         return out_THd.reshape(T, H * d)
 
 
@@ -337,24 +328,3 @@ def rope_tables(
     magnitude = np.float32(config.magnitude(long=rope_set == "long"))
     wide = angle.astype(np.float64)
     return np.cos(wide).astype(np.float32) * magnitude, np.sin(wide).astype(np.float32) * magnitude
-
-
-def _invariant_rows(matrices: list[np.ndarray], head_dim: int) -> int:
-    """Return _ROWS if this BLAS computes each row of such a product as if it were alone, else 1.
-
-    With one row the property holds by itself, at the price of reading the weights once per token.
-    """
-    rng = np.random.default_rng(0)
-    shapes = {m.shape for m in matrices} | {(_KEYS, head_dim), (head_dim, _KEYS)}
-    for out, into in shapes:
-        # A long head behaves like a short one with the same remainder, and is quicker to try.
-        out = out if out <= 2048 else 2048 + out % 64
-        weight_OI = rng.standard_normal((out, into), dtype=np.float32)
-        x_RI = rng.standard_normal((_ROWS, into), dtype=np.float32)
-        whole = x_RI @ weight_OI.T
-        for row in range(_ROWS):
-            alone = np.zeros_like(x_RI)
-            alone[(row + 3) % _ROWS] = x_RI[row]
-            if not np.array_equal((alone @ weight_OI.T)[(row + 3) % _ROWS], whole[row]):
-                return 1
-    return _ROWS
