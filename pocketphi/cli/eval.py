@@ -1,0 +1,122 @@
+"""`phi eval`: score a model; compare two scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketphi.cli.common import (
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    print_figures,
+    print_json,
+    stage_config,
+)
+
+app = typer.Typer(help="Score a model on benchmarks; compare two scores.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Argument(help="GGUF file, Hugging Face folder, artifact, or http://host/v1#name.")
+    ],
+    suite: Annotated[str | None, typer.Option(help="quick, pocket or phi3-report.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="NAME[:shots=N,format=F]; repeatable.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the benchmark files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most items per task, drawn by hash.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards artifact, for bits per byte.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus artifact, for the share of items seen in it.")
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score MODEL and keep every item's record."""
+    from pocketphi import evals
+    from pocketphi.evals import tables
+
+    assignments = list(settings or [])
+    if suite is not None:
+        assignments.append(f"suite={suite}")
+    if task:
+        assignments.append(f"tasks={tables.yaml_list(task)}")
+    if data is not None:
+        assignments.append(f"data_dir={tables.yaml_text(data)}")
+    if limit is not None:
+        assignments.append(f"limit={limit}")
+    config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
+    inputs = {"model": model, "shards": shards, "corpus": corpus}
+    found = evals.run(config, {k: v for k, v in inputs.items() if v is not None}, out=out)
+    if as_json:
+        print_json(tables.flat(found))
+    else:
+        typer.echo(tables.text(found))
+        typer.echo(f"\nrecords: {found.path}", err=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Evaluation artifact.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Evaluation artifact.")],
+    page: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the items that differ.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print paired differences B - A with confidence intervals; refuse what is not comparable, saying why."""
+    from pocketphi.evals import compare as comparison
+
+    found = comparison.compare(first, second)
+    if page is not None:
+        comparison.write_page(found, page)
+    if as_json:
+        print_json(comparison.flat(found))
+    else:
+        typer.echo(comparison.text(found))
+    if not any(d.comparable for d in found.tasks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def tasks(as_json: JsonOption = False) -> None:
+    """List the tasks and suites."""
+    from pocketphi.evals import tables
+
+    if as_json:
+        print_json(tables.known_tasks())
+        return
+    for entry in tables.known_tasks():
+        typer.echo(f"{entry['task']:<18} {entry['kind']:<9} {entry['title']}")
+
+
+@app.command()
+def plan(
+    suite: Annotated[str | None, typer.Option(help="quick, pocket or phi3-report.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Model shape: phi-3-mini-4k, pocket, nano, ...")
+    ] = "phi-3-mini-4k",
+    data: Annotated[Path | None, typer.Option(help="Folder with the benchmark files.")] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forecast tokens and hours of a suite on this CPU and on one H100, without a model."""
+    from pocketphi import evals
+    from pocketphi.evals import tables
+
+    assignments = list(settings or [])
+    if suite is not None:
+        assignments.append(f"suite={suite}")
+    if data is not None:
+        assignments.append(f"data_dir={tables.yaml_text(data)}")
+    config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
+    print_figures(evals.plan(config, {"model_name": model}), as_json=as_json)

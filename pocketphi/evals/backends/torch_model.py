@@ -1,0 +1,147 @@
+"""Scoring on the torch model: the checkpoint, in the precision it is kept in.
+
+Options are padded on the right and scored in batches; attention is causal, so what stands to the
+right of a token cannot change it.
+
+Legend: B sequences of a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketphi import model as models
+from pocketphi import tokenizer as tokenizers
+from pocketphi.core.errors import EngineError
+from pocketphi.evals.backends import model_file_sha256
+from pocketphi.evals.backends.base import (
+    Generation,
+    OptionScore,
+    cut_at_stop,
+    start_tokens,
+)
+from pocketphi.evals.config import EvalConfig
+from pocketphi.evals.prompts import Request
+
+# Rows of logits held at a time: 256 rows of 32k float32 logits are 33 MB, of 200k 205 MB.
+_ROWS = 256
+
+
+class TorchScorer:
+    """A Hugging Face folder as a `Scorer`. On a GPU when there is one, else float32 on the CPU."""
+
+    def __init__(self, folder: Path, config: EvalConfig) -> None:
+        self._folder = folder
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # bfloat16 on a CPU is slower than float32 and rounds more.
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self._dtype = dtype
+        self._model = models.load(folder, dtype=dtype, device=self._device).eval()
+        self.tokenizer = tokenizers.load(folder)
+        own = int(self._model.config.max_position_embeddings)
+        self.max_tokens = min(own, config.max_context_tokens or own)
+        self.start_ids, self.start_rule = start_tokens(self.tokenizer, config.start_token)
+        self._batch = config.batch_size
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "engine": "pocketphi.model (torch)",
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": self._device.type,
+            "file": self._folder.name,
+            "file_sha256": model_file_sha256(self._folder),
+        }
+
+    def score(self, requests: Iterable[Request]) -> Iterator[list[OptionScore]]:
+        waiting = iter(requests)
+        while batch := list(islice(waiting, self._batch)):
+            rows = [(r.context, option) for r in batch for option in r.options]
+            for request in batch:
+                longest = max(len(o) for o in request.options)
+                if len(request.context) + longest - 1 > self.max_tokens:
+                    raise EngineError(
+                        f"an option of {longest} tokens does not fit the context of {self.max_tokens} tokens"
+                    )
+            scores = iter(self._score_rows(rows))
+            for request in batch:
+                yield [next(scores) for _ in request.options]
+
+    @torch.inference_mode()
+    def rolling(self, ids: Sequence[int]) -> np.ndarray:
+        hidden_TD = self._model.hidden(self._ids([list(ids[:-1])]))[0]
+        return self._log_probabilities(hidden_TD, ids[1:])[0]
+
+    @torch.inference_mode()
+    def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
+        room = self.max_tokens - max_new_tokens
+        whole = list(ids)[-room:] if room > 0 else list(ids)
+        stop_ids = set(self.tokenizer.stop_ids)
+        produced: list[int] = []
+        for _ in range(max_new_tokens):
+            if len(whole) > self.max_tokens:
+                break
+            hidden_D = self._model.hidden(self._ids([whole]))[0, -1]
+            token = int(self._head(hidden_D[None])[0].argmax())
+            if token in stop_ids:
+                text = cut_at_stop(self.tokenizer.decode(produced), stop)[0]
+                return Generation(text, "stop", len(produced))
+            produced.append(token)
+            whole.append(token)
+            text, stopped = cut_at_stop(self.tokenizer.decode(produced), stop)
+            if stopped:
+                return Generation(text, "stop", len(produced))
+        return Generation(self.tokenizer.decode(produced), "length", len(produced))
+
+    def close(self) -> None:
+        del self._model
+
+    @torch.inference_mode()
+    def _score_rows(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[OptionScore]:
+        width = max(len(c) + len(o) - 1 for c, o in rows)
+        padded = [[*c, *o[:-1]] + [0] * (width - len(c) - len(o) + 1) for c, o in rows]
+        hidden_BTD = self._model.hidden(self._ids(padded), document_ids_BT=self._documents(rows, width))
+        found = []
+        for b, (context, option) in enumerate(rows):
+            end = len(context) + len(option) - 1
+            logprobs, top = self._log_probabilities(hidden_BTD[b, len(context) - 1 : end], option)
+            found.append(OptionScore(float(logprobs.sum()), bool(top.all())))
+        return found
+
+    def _documents(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], width: int) -> torch.Tensor | None:
+        """Document ids that set the padding apart, where a longer neighbour would change the rotation.
+
+        LongRoPE picks its factors by length. Without this, a short row of a batch would be rotated
+        as its longest neighbour is, and its score would depend on who else is in the batch.
+        """
+        limit = self._model.config.original_max_position_embeddings
+        lengths = [len(c) + len(o) - 1 for c, o in rows]
+        if not self._model.config.rope_scaling or width <= limit or min(lengths) > limit:
+            return None
+        return torch.tensor([[0] * n + [1] * (width - n) for n in lengths], device=self._device)
+
+    def _log_probabilities(
+        self, hidden_TD: torch.Tensor, targets: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        logprobs, likeliest = [], []
+        for start in range(0, len(targets), _ROWS):
+            logits_TV = self._head(hidden_TD[start : start + _ROWS]).float()
+            wanted_T = torch.tensor(list(targets[start : start + _ROWS]), device=self._device)
+            chosen_T = logits_TV.gather(1, wanted_T[:, None])[:, 0]
+            logprobs.append((chosen_T - logits_TV.logsumexp(dim=1)).double().cpu().numpy())
+            likeliest.append((chosen_T >= logits_TV.amax(dim=1)).cpu().numpy())
+        whole = np.concatenate(logprobs)
+        if not np.isfinite(whole).all():
+            raise EngineError("the model returned logits that are not finite", hint="the model is damaged")
+        return whole, np.concatenate(likeliest)
+
+    def _head(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return self._model.lm_head(hidden_TD)
+
+    def _ids(self, rows: list[list[int]]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self._device)

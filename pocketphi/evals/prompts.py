@@ -1,0 +1,137 @@
+"""How a question is put to a model: the three forms, the few-shot text, the token split.
+
+- `cloze`: the question, then each option's own words (lm-evaluation-harness' form for most tasks);
+- `letters`: options listed as "A. ...", the answer is a letter (its form for MMLU);
+- `phi3`: the form of Appendix A of the Phi-3 report: "Question:" / "Options:" / "Answer:" blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pocketphi.evals.task import LETTERS, Question, Task
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A question as texts: `contexts[i] + continuations[i]` is what option i reads like."""
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One context and the continuations whose log-likelihoods are wanted after it.
+
+    shared: how many leading tokens of `context` belong to the few-shot text of the whole group; a
+    back end may keep their cache. options[i] is scored given `context`; indices[i] says which
+    option of the question it is.
+    """
+
+    context: tuple[int, ...]
+    shared: int
+    options: tuple[tuple[int, ...], ...]
+    indices: tuple[int, ...]
+    cut_tokens: int = 0
+
+
+def render(task: Task, question: Question) -> Rendered:
+    """Return the question in the task's form, without shots."""
+    if task.format == "cloze":
+        continuations = question.continuations or tuple(" " + o for o in question.options)
+        contexts = question.cloze if len(question.cloze) > 1 else question.cloze * len(continuations)
+        lengths = question.lengths or tuple(len(o) for o in question.options)
+        return Rendered(contexts, continuations, lengths)
+    listed = "\n".join(f"{LETTERS[i]}. {o}" for i, o in enumerate(question.options))
+    passage = f"{question.passage}\n" if question.passage else ""
+    if task.format == "letters":
+        # lm-eval's MMLU prompt has no word before the question; the others say "Question: ".
+        word = "" if task.heading is not None else "Question: "
+        context = f"{passage}{word}{question.text}\n{listed}\nAnswer:"
+    else:
+        context = f"Question:\n\n{passage}{question.text}\n\nOptions:\n\n{listed}\n\nAnswer:"
+    count = len(question.options)
+    letters = tuple(f" {LETTERS[i]}" for i in range(count))
+    return Rendered((context,) * count, letters, (1,) * count)
+
+
+def shots_text(task: Task, shots: Sequence[Question], group: str) -> str:
+    """Return the heading and the solved questions that stand before every question of a group."""
+    heading = task.heading(group) if task.heading is not None and task.format != "phi3" else ""
+    solved = []
+    for shot in shots:
+        shown = render(task, shot)
+        solved.append(shown.contexts[shot.gold] + shown.continuations[shot.gold])
+    return heading + "".join(text + "\n\n" for text in solved)
+
+
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
+    """Tokenise context and continuation together, as a model would read them.
+
+    Returns the ids and how many belong to the context. A space at the context's end moves to the
+    continuation, because in most vocabularies it belongs to the word that follows; tokens that
+    span the border belong to the side that `encode(context)` gives them (lm-eval's rule).
+    """
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        continuation = context[-spaces:] + continuation
+        context = context[:-spaces]
+    whole = list(tokenizer.encode(context + continuation))
+    return whole, len(tokenizer.encode(context))
+
+
+def requests(
+    tokenizer: Any,
+    rendered: Rendered,
+    shared_text: str,
+    shared_ids: Sequence[int],
+    start_ids: Sequence[int],
+    max_tokens: int,
+) -> list[Request]:
+    """Turn a rendered question into requests; options with the same context tokens share one.
+
+    shared_ids: tokens of `shared_text` that no question can change (see `stable_prefix`).
+    A context that does not fit is cut on its left, and the number of tokens cut is recorded.
+    """
+    grouped: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+    for index, (context, continuation) in enumerate(zip(rendered.contexts, rendered.continuations)):
+        ids, border = encode_pair(tokenizer, shared_text + context, continuation)
+        ids = [*start_ids, *ids]
+        border += len(start_ids)
+        border = min(max(border, 1), len(ids) - 1)
+        grouped.setdefault(tuple(ids[:border]), []).append((index, tuple(ids[border:])))
+    shared = (*start_ids, *shared_ids)
+    found = []
+    for context_ids, options in grouped.items():
+        longest = max(len(o) for _, o in options)
+        # The last token of an option is only predicted, never read: it needs no place.
+        cut = max(0, len(context_ids) + longest - 1 - max_tokens)
+        cut = min(cut, len(context_ids) - 1)
+        kept = context_ids[cut:]
+        if cut and start_ids and len(kept) > len(start_ids):
+            kept = (*start_ids, *kept[len(start_ids) :])
+        same = not cut and len(shared) < len(kept) and kept[: len(shared)] == shared
+        found.append(
+            Request(
+                kept,
+                len(shared) if same else 0,
+                tuple(o for _, o in options),
+                tuple(i for i, _ in options),
+                cut,
+            )
+        )
+    return found
+
+
+def stable_prefix(tokenizer: Any, text: str) -> list[int]:
+    """Return leading tokens of `text` that stay the same whatever follows.
+
+    The last two tokens may merge with the next word; the request checks the rest against its own
+    tokens, so a surprise costs time and never a wrong score.
+    """
+    ids = list(tokenizer.encode(text)) if text else []
+    return ids[:-2]

@@ -1,0 +1,79 @@
+"""Results as text and as flat JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pocketphi.core.artifact import Artifact
+from pocketphi.core.errors import DataError
+from pocketphi.evals.task import TASKS
+
+
+def results(found: Artifact) -> dict[str, Any]:
+    """Read results.json. DataError when its schema is newer than this version reads."""
+    tree = json.loads(found.file("results.json").read_text(encoding="utf-8"))
+    if tree.get("schema", 0) > 1:
+        raise DataError(f"{found.path}: written by a newer version", hint="upgrade pocketphi")
+    return tree
+
+
+def flat(found: Artifact) -> list[dict[str, Any]]:
+    """One flat object per task, each with what its score depends on."""
+    tree = results(found)
+    rows = []
+    for entry in tree["tasks"]:
+        row = {k: v for k, v in entry.items() if k != "groups"}
+        for group, figures in entry.get("groups", {}).items():
+            row[f"group.{group}"] = figures["value"]
+        rows.append({**row, **{f"model.{k}": v for k, v in tree["identity"].items()}})
+    return rows
+
+
+def text(found: Artifact) -> str:
+    """The table that `phi eval run` prints."""
+    tree = results(found)
+    lines = [f"{'task':<34} {'metric':<14} {'value':>8} {'± stderr':>9} {'chance':>7} {'n':>6}"]
+    for entry in tree["tasks"]:
+        error = f"{entry['stderr']:.4f}" if entry["stderr"] is not None else "-"
+        chance = f"{entry['chance']:.3f}" if entry.get("chance") else "-"
+        lines.append(
+            f"{entry['task']:<34} {entry['metric']:<14} {entry['value']:>8.4f} {error:>9} {chance:>7} {entry['n']:>6}"
+        )
+        if entry.get("contaminated_share") is not None:
+            lines.append(
+                f"{'':<34} {100 * entry['contaminated_share']:.1f}% of the items occur in the corpus"
+            )
+    lines += [f"not scored: {s['task']}: {s['reason']}" for s in tree["skipped"]]
+    side = tree["identity"]
+    lines.append(f"\n{tree['model']}  {side['engine']}  start token {side['start_token']}")
+    return "\n".join(lines)
+
+
+def known_tasks() -> list[dict[str, Any]]:
+    """Name, kind, title, version, source and corresponding lm-eval task of every task."""
+    from pocketphi.evals import tasks as _tasks  # noqa: F401  (fills the registry)
+
+    return [
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "title": task.title,
+            "version": task.version,
+            "file": task.file,
+            "source": task.source,
+            "hub": task.hub,
+            "lm_eval": task.lm_eval,
+        }
+        for _, task in TASKS.items()
+    ]
+
+
+def yaml_list(values: list[str]) -> str:
+    """A YAML flow list of strings, for `--set`."""
+    return json.dumps(values)
+
+
+def yaml_text(value: Path) -> str:
+    return json.dumps(str(value))
