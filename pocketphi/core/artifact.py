@@ -260,7 +260,7 @@ def create(
             "timings": to_tree(draft.timings),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        draft._published = _publish(work, out, manifest, draft.volatile)
+        draft._published = _publish(work, out, manifest)
         progress.event("stage_end", kind=kind, path=str(out), counts=draft.counts, timings=draft.timings)
 
 
@@ -333,7 +333,7 @@ def _prepare(work: Path, wanted: str, resumable: bool) -> bool:
     return False
 
 
-def _publish(work: Path, out: Path, manifest: Mapping[str, Any], volatile: set[str]) -> Artifact:
+def _publish(work: Path, out: Path, manifest: Mapping[str, Any]) -> Artifact:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in work.rglob("*") if p.is_file() and p.name not in (MANIFEST, _DRAFT)):
         with open(path, "rb") as file:
