@@ -1,8 +1,9 @@
 """The seam between the engine's Python face and what computes logits.
 
-A backend is a module with two functions,
+A backend is a module with three functions,
 
     available() -> str                      "" when it can be used here, else the reason why not
+    plan(weights: Weights, options: BackendOptions) -> MemoryPlan     before anything is loaded
     load(weights: Weights, options: BackendOptions) -> Backend
 
 (`pocketphi.engine.numpy_runtime` is the plain one, `pocketphi.engine.native` the C++ core). All
@@ -114,6 +115,9 @@ class Backend(Protocol):
 
     name: str
     config: ModelConfig
+    cheap_draft_tokens: int
+    """How many tokens more one `forward` computes for about the price of one (0: none). The engine
+    proposes so many tokens by prompt lookup at a time; 0 turns it off unless it is asked for."""
 
     def new_session(self, capacity: int, rope_set: RopeSet) -> Session:
         """Open an empty session for at most `capacity` tokens. EngineError when memory is short."""

@@ -119,6 +119,8 @@ class NumpyBackend:
     """See `pocketphi.engine.backend.Backend`."""
 
     name = "numpy"
+    # Every token reads all weights again here, so a wrong guess costs as much as a right one saves.
+    cheap_draft_tokens = 0
 
     def __init__(self, weights: Weights, options: BackendOptions) -> None:
         self.config = config = weights.config

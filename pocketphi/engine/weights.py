@@ -122,6 +122,10 @@ class Weights:
                 found[part.type] = found.get(part.type, 0) + part.num_bytes
         return found
 
+    def keep(self, mapped: Any) -> None:
+        """Hold on to a mapping that parts are views of."""
+        self._maps.append(mapped)
+
     def close(self) -> None:
         if self.gguf is not None:
             self.gguf.close()
@@ -129,7 +133,7 @@ class Weights:
 
 
 def open_weights(path: Path | str) -> Weights:
-    """Open a GGUF file, a Hugging Face folder, or an artifact folder holding either.
+    """Open a GGUF file, a Hugging Face folder, an artifact folder holding either, or a llama2.c .bin.
 
     Raises CheckpointError when a tensor is missing or has the wrong shape, EngineError for an
     architecture or tensor type that is not known, DataError for a damaged container, ConfigError for a
@@ -148,6 +152,10 @@ def open_weights(path: Path | str) -> Weights:
         )
     if not path.exists():
         raise CheckpointError(f"{path}: no such model file or folder", hint="`phi models` lists what is here")
+    if path.suffix == ".bin":
+        from pocketphi.engine.llama2c import open_llama2c
+
+        return open_llama2c(path)
     return open_gguf(path)
 
 
@@ -435,7 +443,7 @@ def _map_safetensors(path: Path, weights: Weights) -> list[Part]:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    weights._maps.append(data)
+    weights.keep(data)
     weights.file_bytes += size
     header_bytes = int.from_bytes(data[:8], "little")
     if header_bytes > size - 8:
@@ -465,9 +473,10 @@ def _map_safetensors(path: Path, weights: Weights) -> list[Part]:
                     f"{path}: tensor '{name}' has {end - start} bytes, its shape needs {needed}"
                 )
         view = data[base + start : base + end]
-        parts.append(Part(name, shape, kind, _constant(view)))
+        parts.append(Part(name, shape, kind, constant(view)))
     return parts
 
 
-def _constant(view: memoryview) -> Callable[[], memoryview]:
+def constant(view: memoryview) -> Callable[[], memoryview]:
+    """A Part's `raw` for bytes that are already mapped."""
     return lambda: view
