@@ -198,7 +198,7 @@ def read_sentencepiece(path: Path | str) -> Vocabulary:
     definition = spm_definition(
         tokens, scores, kinds, rstrip=phi3_rstrip(t for t in tokens if t), add_space_prefix=prefix
     )
-    vocabulary = Vocabulary(definition, num_rows=len(tokens), add_bos=False)
+    vocabulary = Vocabulary(definition, num_rows=len(tokens), scores=scores)
     vocabulary.unk_id = next((i for i, k in enumerate(kinds) if k == UNKNOWN), None)
     _guess_ends(vocabulary)
     return vocabulary
@@ -260,6 +260,7 @@ def read_gguf(source: Path | str | GgufFile) -> Vocabulary:
     kinds = metadata.get(prefix + "token_type", [NORMAL] * len(tokens))
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise DataError(f"{path}: {prefix}token_type does not match the {len(tokens)} tokens")
+    scores = None
     if model == "llama":
         scores = metadata.get(prefix + "scores")
         if not isinstance(scores, list) or len(scores) != len(tokens):
@@ -286,6 +287,7 @@ def read_gguf(source: Path | str | GgufFile) -> Vocabulary:
         add_bos=bool(metadata.get(prefix + "add_bos_token", model == "llama")),
         jinja=metadata.get("tokenizer.chat_template"),
         template=metadata.get("pocketphi.chat_template"),
+        scores=scores,
     )
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         id_ = metadata.get(f"{prefix}{key}_token_id")

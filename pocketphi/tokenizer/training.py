@@ -56,7 +56,7 @@ class TokenizerConfig:
     """
 
     vocab_size: int = 8192
-    max_bytes: int = 50_000_000
+    max_bytes: int = 20_000_000
     character_coverage: float = 0.9995
     max_piece_characters: int = 16
     template: str = chat_template.DEFAULT
@@ -119,7 +119,7 @@ def plan(config: TokenizerConfig, inputs_plan: Mapping[str, Any]) -> dict[str, f
     """Forecast the run: flat figures in SI units. `inputs_plan` may bring `bytes_text` of the corpus."""
     read = min(float(inputs_plan.get("bytes_text", config.max_bytes)), float(config.max_bytes))
     return {
-        "wall_s": round(2 + read / 3e6, 1),
+        "wall_s": round(2 + read / 1e6, 1),
         "peak_memory_bytes": int(250e6 + 6 * read),
         "disk_bytes": int(config.vocab_size * 130),
         "vocab_size": config.vocab_size,

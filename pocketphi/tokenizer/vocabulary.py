@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pocketphi.core.errors import DataError, EngineError, did_you_mean
@@ -47,7 +47,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 @dataclass
 class Vocabulary:
     """A tokenizer's data. `definition` is the tree of tokenizer.json; `num_rows` counts the ids of the
-    model, which may be more than the ids that have a string (Phi-3: 32064 rows)."""
+    model, which may be more than the ids that have a string (Phi-3: 32064 rows); `scores` are those of
+    the SentencePiece or GGUF file, one a row, if it was read from one."""
 
     definition: dict[str, Any]
     num_rows: int
@@ -58,7 +59,7 @@ class Vocabulary:
     add_bos: bool = False
     jinja: str | None = None
     template: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    scores: list[float] | None = None
 
     @functools.cached_property
     def kind(self) -> str:
@@ -134,11 +135,14 @@ def merges_of(scores: Mapping[str, float]) -> list[list[str]]:
 
 
 def scores_of(vocabulary: Vocabulary) -> list[float]:
-    """Return a score per row such that SentencePiece merges in the order of the merge list.
+    """Return a score per row such that SentencePiece merges in the order of the merge list: the scores
+    that the vocabulary was read with, or ranks.
 
     A piece scores minus the rank among pieces of the first merge that makes it; single characters come
     after all pieces (nothing makes them, so their scores decide nothing).
     """
+    if vocabulary.scores is not None:
+        return list(vocabulary.scores)
     model = vocabulary.definition["model"]
     rank: dict[str, int] = {}
     for pair in model["merges"]:
