@@ -117,12 +117,16 @@ class CorpusConfig:
         if self.workers < 0:
             raise ConfigError(f"workers must not be negative, found {self.workers}")
 
+    def identity(self) -> CorpusConfig:
+        """Return the part of the configuration that decides the output: not who computes it."""
+        return dataclasses.replace(self, workers=0, engine="local", ray_address=None)
+
     def sources(self) -> list[InputConfig]:
         """Return the inputs with bare paths filled in and unique names."""
         filled: list[InputConfig] = []
         used: set[str] = set()
         for entry in self.inputs:
-            source = InputConfig(path=entry) if isinstance(entry, str) else entry
+            source = _bare(entry) if isinstance(entry, str) else entry
             base = name = source.name or default_name(source.path)
             number = 2
             while name in used:
@@ -130,6 +134,10 @@ class CorpusConfig:
             used.add(name)
             filled.append(dataclasses.replace(source, name=name))
         return filled
+
+
+def _bare(path: str) -> InputConfig:
+    return InputConfig(path=path, quality="docs" if path == PYTHON_DOCS else "web")
 
 
 def default_name(path: str) -> str:

@@ -23,7 +23,9 @@ class Raw:
     key: str = ""
     html: bytes | str | None = None
     text: bytes | str | None = None
+    line: bytes | None = None  # of JSON, parsed by the worker
     path: str | None = None  # of a file that the worker itself opens
+    kind: str = ""  # of that file, when its name does not say: "docstrings"
     url: str = ""
     source: str = ""
     license: str = ""
@@ -35,7 +37,7 @@ class Raw:
 
     @property
     def num_bytes(self) -> int:
-        return sum(len(part) for part in (self.html, self.text) if part is not None)
+        return sum(len(part) for part in (self.html, self.text, self.line) if part is not None)
 
 
 @dataclass

@@ -1,0 +1,232 @@
+"""The corpus stage: sources in, scored and judged documents out.
+
+First every chunk on its own, by workers (parts.py): decode, extract, clean, score. Then, over all
+parts: duplicates, verdicts, phases, counts. Either half continues where a kill left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from pocketphi.core import artifact, progress
+from pocketphi.core.artifact import Artifact
+from pocketphi.core.errors import DataError
+from pocketphi.corpus import exact_duplicates, readers, verdicts
+from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig
+from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
+from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
+from pocketphi.corpus.rules import bounds_for, rules
+from pocketphi.corpus.statistics import Statistics, mixture_warnings
+
+KIND = "corpus"
+
+
+def run(
+    config: CorpusConfig,
+    inputs: Mapping[str, Artifact | Path | str] | None = None,
+    *,
+    out: Path | None = None,
+) -> Artifact:
+    """Build a corpus from `config.inputs` and publish it; `inputs` is empty (the stage is the first).
+
+    Raises UserError for a path that does not exist, ConfigError for an unknown rule, DataError when no
+    document comes out at all. Single broken records are counted and named in failures.jsonl.
+    """
+    check(config)
+    sources = source_identity(config)
+    identity = config.identity()
+    out = Path(out) if out is not None else artifact.default_path(KIND, identity, (), sources)
+    scratch = out.with_name(out.name + ".scratch")
+    if done := artifact.reuse(out, kind=KIND, config=identity, sources=sources):
+        shutil.rmtree(scratch, ignore_errors=True)
+        return done
+    with artifact.create(
+        out, kind=KIND, config=identity, sources=sources, seed=config.seed, resumable=True
+    ) as draft:
+        if not draft.resumed:
+            shutil.rmtree(scratch, ignore_errors=True)
+        folders = Folders(draft.path, scratch)
+        folders.make()
+        _remove_unfinished(draft.path)
+        if config.benchmarks and not folders.index.exists():
+            _index_benchmarks(config, folders)
+        summaries = _make_parts(config, folders)
+        counts = _judge(config, folders, summaries)
+        draft.counts.update(counts)
+        _remove_unfinished(draft.path)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return draft.artifact
+
+
+def check(config: CorpusConfig) -> None:
+    """Raise on anything wrong that can be known before reading: rules, paths, lists, the scorer."""
+    from pocketphi.corpus.rules.origin import load_url_lists
+
+    for source in config.sources():
+        bounds_for(config, source)
+        readers.files_of(source)
+    benchmark_files(config.benchmarks)
+    load_url_lists(config.url_deny)
+
+
+def source_identity(config: CorpusConfig) -> list[str]:
+    """Return what identifies the files read: their paths, and one hash over names, sizes and times."""
+    digest = hashlib.sha256()
+    roots: list[str] = []
+    for source in config.sources():
+        if source.path == PYTHON_DOCS:
+            import sys
+
+            digest.update(sys.version.encode())
+            continue
+        for path, name in readers.files_of(source):
+            stat = path.stat()
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        roots.append(source.path)
+    for path in benchmark_files(config.benchmarks):
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for extra in (*config.url_deny, *([config.scorer] if config.scorer else [])):
+        roots.append(extra)
+    return [*roots, f"listing:{digest.hexdigest()}"]
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _index_benchmarks(config: CorpusConfig, folders: Folders) -> None:
+    files = benchmark_files(config.benchmarks)
+    index = BenchmarkIndex.build(benchmark_items(files), config.contamination_words)
+    temporary = folders.index.with_name("benchmarks.tmp")
+    index.save(temporary)
+    temporary.replace(folders.index)
+    progress.say(
+        f"decontamination: {len(index.names)} items of {len(files)} benchmark files; "
+        f"{index.num_short} items are too short to be recognised"
+    )
+
+
+def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
+    """Have every chunk processed that is not done yet; return all summaries in order."""
+    summaries: dict[int, dict[str, Any]] = {}
+    found = 0
+    with progress.bar("corpus", unit="documents") as bar:
+
+        def open_chunks() -> Iterator[Chunk]:
+            nonlocal found
+            for chunk in chunks(config):
+                found += 1
+                summary = read_done(folders, chunk.part)
+                if summary is None:
+                    yield chunk
+                else:
+                    summaries[chunk.part] = summary
+
+        if config.engine == "ray":
+            from pocketphi.corpus.engines import ray_engine as engine
+        else:
+            from pocketphi.corpus.engines import local as engine  # type: ignore[no-redef]
+        for summary in engine.run_chunks(config, folders, open_chunks()):
+            summaries[summary["part"]] = summary
+            bar.advance(summary["documents_in"], failed=sum(len(s["failures"]) for s in summaries.values()))
+    if not found:
+        raise DataError(
+            "the inputs hold no document", hint="see `phi corpus build --help` for what can be read"
+        )
+    return [summaries[part] for part in range(found)]
+
+
+def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write verdicts, failures and statistics over all parts; return the counts."""
+    sources = config.sources()
+    bounds = [bounds_for(config, source) for source in sources]
+    num_documents = sum(summary["documents"] for summary in summaries)
+
+    def hashes() -> Iterator[exact_duplicates.PartHashes]:
+        for summary in summaries:
+            table = pyarrow.parquet.read_table(folders.scores(summary["part"]))
+            passed = verdicts.passes(_scores(table), bounds[summary["source"]])
+            kept = np.ones(table.num_rows, dtype=bool)
+            for column in passed.values():
+                kept &= column
+            raw = b"".join(table.column("text_hash").to_pylist())
+            yield exact_duplicates.PartHashes(
+                summary["part"],
+                np.frombuffer(raw, dtype="<u8").reshape(-1, 2),
+                table.column("id").to_pylist(),
+                kept,
+            )
+
+    copies = exact_duplicates.find(
+        hashes, num_documents, config.dedup_memory_bytes, folders.scratch / "exact.npy"
+    )
+    statistics = Statistics(config, num_documents)
+    with open(folders.final / "failures.jsonl", "w", encoding="utf-8") as failures:
+        for summary in summaries:
+            part = summary["part"]
+            table = pyarrow.parquet.read_table(folders.scores(part))
+            scores = _scores(table)
+            duplicate_of = [""] * table.num_rows
+            exact = np.zeros(table.num_rows, dtype=np.float32)
+            for row, first in copies.of_part(part).items():
+                duplicate_of[row] = first
+                exact[row] = 1
+            scores["exact_duplicate"] = exact
+            judged = verdicts.decide(
+                config,
+                sources[summary["source"]],
+                table.column("id").to_pylist(),
+                _in_order(scores),
+                table.column("contamination.item").to_pylist(),
+                duplicate_of,
+            )
+            write_parquet(judged.table(), folders.verdicts(part))
+            statistics.add(summary["source"], summary, judged, table.column("chars").to_numpy())
+            for failure in summary["failures"]:
+                failures.write(json.dumps(failure, ensure_ascii=False, sort_keys=True) + "\n")
+    tree = statistics.tree()
+    artifact.write_atomic(folders.final / "stats.json", json.dumps(tree, indent=1, sort_keys=True) + "\n")
+    for warning in mixture_warnings(tree["mixture"]):
+        progress.say(f"mixture: {warning}")
+    counts = dict(statistics.totals)
+    _check_counts(counts)
+    return counts
+
+
+def _check_counts(counts: dict[str, int]) -> None:
+    parts = sum(counts[f"documents_{name}"] for name in ("kept", "rejected", "failed"))
+    if counts["documents_in"] != parts:
+        raise DataError(
+            f"internal count mismatch: {counts['documents_in']} documents in, {parts} accounted for"
+        )
+    progress.say(
+        f"{counts['documents_in']} documents in: {counts['documents_kept']} kept, "
+        f"{counts['documents_rejected']} rejected, {counts['documents_failed']} failed"
+    )
+    progress.event("corpus_counts", **counts)
+    if not counts["documents_kept"]:
+        progress.say("warning: no document was kept; stats.json says which rules rejected them")
+
+
+def _scores(table: Any) -> dict[str, np.ndarray]:
+    ending = ".score"
+    return {
+        name.removesuffix(ending): table.column(name).to_numpy()
+        for name in table.column_names
+        if name.endswith(ending)
+    }
+
+
+def _in_order(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns in the order of the registry: one order, whatever step filled them."""
+    return {name: scores[name] for name in rules if name in scores}
