@@ -2,5 +2,23 @@
 
 from pocketphi import engine
 model = engine.load("model.gguf")
-print(model.chat([{"role": "user", "content": "What is a plant?"}], stream=False).text)
+print(model.chat([{"role": "user", "content": "What is a plant?"}]).text)
 """
+
+from pocketphi.engine.catalog import embedded_path, find_models, resolve
+from pocketphi.engine.engine import Engine, Options, load
+from pocketphi.engine.generation import Chunk, Generation, Stream
+from pocketphi.engine.session import Sequence
+
+__all__ = [
+    "Chunk",
+    "Engine",
+    "Generation",
+    "Options",
+    "Sequence",
+    "Stream",
+    "embedded_path",
+    "find_models",
+    "load",
+    "resolve",
+]

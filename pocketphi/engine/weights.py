@@ -18,6 +18,7 @@ the rows (q, k and v of a Llama file, each in a format of its own). Rotary halve
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import mmap
 from collections.abc import Callable, Mapping
@@ -121,6 +122,20 @@ class Weights:
             for part in () if name == "head" and self.tied else parts:
                 found[part.type] = found.get(part.type, 0) + part.num_bytes
         return found
+
+    def fingerprint(self) -> str:
+        """A hash that tells this model from others: names, shapes, types and some bytes of every tensor.
+
+        Not a checksum of the file: it reads a few kilobytes of each tensor, not gigabytes.
+        """
+        digest = hashlib.sha256()
+        for name, parts in sorted(self.parts.items()):
+            for part in parts:
+                raw = memoryview(part.raw()).cast("B")
+                digest.update(f"{name} {part.shape} {part.type}\n".encode())
+                digest.update(raw[:2048])
+                digest.update(raw[-2048:])
+        return digest.hexdigest()
 
     def keep(self, mapped: Any) -> None:
         """Hold on to a mapping that parts are views of."""
