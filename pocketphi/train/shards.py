@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -91,7 +91,20 @@ class Split:
 
     @property
     def num_bytes_text(self) -> int:
-        return sum(s.num_bytes_text for s in self.sources)
+        return int(self.nbytes.sum(dtype=np.int64))
+
+    def first_documents(self, count: int) -> Split:
+        """A view of the first `count` documents, as one source."""
+        count = min(count, self.num_documents)
+        size, text = int(self.starts[count]), int(self.nbytes[:count].sum(dtype=np.int64))
+        source = Source(self.name, 0, count, 0, size, text)
+        return replace(
+            self,
+            tokens=self.tokens[:size],
+            starts=self.starts[: count + 1],
+            nbytes=self.nbytes[:count],
+            sources=(source,),
+        )
 
 
 def run(

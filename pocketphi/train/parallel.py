@@ -1,0 +1,108 @@
+"""One process or many: ranks from torchrun, sums over ranks, FSDP2 sharding, whole tensors.
+
+Everything that differs between one rank and many is in this file; with one rank nothing of
+torch.distributed is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketphi.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the `size` of a run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """Sum each value over all ranks, in float64."""
+        if self.size == 1:
+            return [float(v) for v in values]
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def tell(self, value: Any) -> Any:
+        """Give every rank what the main rank has (JSON-like values)."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def shard(self, module: nn.Module, layers: nn.ModuleList, *, low_precision: bool) -> None:
+        """Shard weights, gradients and optimizer state over all ranks (FSDP2), block by block."""
+        if self.size == 1:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if low_precision else None, reduce_dtype=torch.float32
+        )
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Join the run that torchrun describes in the environment, or be alone.
+
+    `device` is auto, cpu or cuda. Raises UserError when CUDA is asked for and there is none.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, torch finds no GPU", hint="use --set device=cpu")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    place = torch.device("cpu")
+    if on_gpu:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield World(rank, size, place)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a possibly sharded one (a collective call: every rank must make it)."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(value: Tensor, like: Tensor) -> Tensor:
+    """Place a full tensor as `like` is placed; tensors of another shape (step counters) stay whole."""
+    if value.shape != like.shape:
+        return value
+    value = value.to(like.device)
+    if not hasattr(like, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements)
