@@ -54,7 +54,7 @@ class TensorType:
     block_bytes: int
 
 
-# id -> type, as in ggml.h. All current ones are named, so that a refusal can say what was found;
+# id -> type, as in ggml.h. All that files may hold are named, so that a refusal can say what was found;
 # which of them can be computed with is the engine's matter.
 TENSOR_TYPES: dict[int, TensorType] = {
     id_: TensorType(id_, name, size, bytes_)
@@ -66,13 +66,11 @@ TENSOR_TYPES: dict[int, TensorType] = {
         (6, "Q5_0", 32, 22),
         (7, "Q5_1", 32, 24),
         (8, "Q8_0", 32, 34),
-        (9, "Q8_1", 32, 36),
         (10, "Q2_K", 256, 84),
         (11, "Q3_K", 256, 110),
         (12, "Q4_K", 256, 144),
         (13, "Q5_K", 256, 176),
         (14, "Q6_K", 256, 210),
-        (15, "Q8_K", 256, 292),
         (16, "IQ2_XXS", 256, 66),
         (17, "IQ2_XS", 256, 74),
         (18, "IQ3_XXS", 256, 98),

@@ -340,5 +340,5 @@ def read_llama2c(path: Path | str) -> Vocabulary:
         eos_id=2,
         unk_id=0,
         add_bos=True,
-        extra={"source": "llama2.c"},
+        scores=scores,
     )
