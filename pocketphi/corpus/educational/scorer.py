@@ -99,7 +99,7 @@ class Scorer:
             ),
         }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)  # zip members carry a fixed date
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # zip members carry a fixed date
         return buffer.getvalue()
 
     def save(self, path: Path | str) -> Path:
