@@ -11,12 +11,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -25,6 +24,7 @@ from pocketphi.corpus import readers
 from pocketphi.corpus.config import CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex
 from pocketphi.corpus.document import COLUMNS, Raw
+from pocketphi.corpus.minhash import Banding, band_keys
 from pocketphi.corpus.processing import Processed, Processor
 
 _SPACE = re.compile(r"\s+")
@@ -93,6 +93,9 @@ class PartWriter:
         self.sources: list[InputConfig] = config.sources()
         index = BenchmarkIndex.load(folders.index) if folders.index.exists() else None
         self.processor = Processor(config, index)
+        self.banding = (
+            Banding.for_threshold(config.near_duplicate_jaccard) if config.near_duplicates else None
+        )
 
     def write(
         self,
@@ -107,7 +110,7 @@ class PartWriter:
             {name: [row[name] for row in rows] for name in COLUMNS}, schema=DOCUMENT_SCHEMA
         )
         write_parquet(documents, self.folders.documents(chunk.part))
-        write_parquet(_score_table(done), self.folders.scores(chunk.part))
+        write_parquet(_score_table(done, self.banding), self.folders.scores(chunk.part))
         summary = {
             "part": chunk.part,
             "source": chunk.source,
@@ -120,7 +123,7 @@ class PartWriter:
         return summary
 
 
-def _score_table(done: Processed) -> pyarrow.Table:
+def _score_table(done: Processed, banding: Banding | None) -> pyarrow.Table:
     texts = [document.text for document in done.documents]
     columns: dict[str, Any] = {"id": pyarrow.array([d.id for d in done.documents], pyarrow.string())}
     for name, scores in done.scores.items():
@@ -128,6 +131,11 @@ def _score_table(done: Processed) -> pyarrow.Table:
     columns["contamination.item"] = pyarrow.array(done.contamination_items, pyarrow.string())
     columns["text_hash"] = pyarrow.array([text_hash(text) for text in texts], pyarrow.binary(16))
     columns["chars"] = pyarrow.array([len(text) for text in texts], pyarrow.int64())
+    if banding is not None:
+        keys = band_keys(texts, banding).astype("<u8")
+        columns["band_keys"] = pyarrow.array(
+            [row.tobytes() for row in keys], pyarrow.binary(8 * banding.num_bands)
+        )
     return pyarrow.table(columns)
 
 
@@ -150,8 +158,3 @@ def read_done(folders: Folders, part: int) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return summary if folders.documents(part).exists() and folders.scores(part).exists() else None
-
-
-def score_columns(table: pyarrow.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the scores of a part by rule name."""
-    return {name: table.column(f"{name}.score").to_numpy() for name in names}

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
-from pocketphi.corpus import exact_duplicates, readers, verdicts
+from pocketphi.corpus import exact_duplicates, near_duplicates, readers, verdicts
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
 from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
@@ -149,27 +150,8 @@ def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
 def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Write verdicts, failures and statistics over all parts; return the counts."""
     sources = config.sources()
-    bounds = [bounds_for(config, source) for source in sources]
     num_documents = sum(summary["documents"] for summary in summaries)
-
-    def hashes() -> Iterator[exact_duplicates.PartHashes]:
-        for summary in summaries:
-            table = pyarrow.parquet.read_table(folders.scores(summary["part"]))
-            passed = verdicts.passes(_scores(table), bounds[summary["source"]])
-            kept = np.ones(table.num_rows, dtype=bool)
-            for column in passed.values():
-                kept &= column
-            raw = b"".join(table.column("text_hash").to_pylist())
-            yield exact_duplicates.PartHashes(
-                summary["part"],
-                np.frombuffer(raw, dtype="<u8").reshape(-1, 2),
-                table.column("id").to_pylist(),
-                kept,
-            )
-
-    copies = exact_duplicates.find(
-        hashes, num_documents, config.dedup_memory_bytes, folders.scratch / "exact.npy"
-    )
+    copies, near = _find_duplicates(config, folders, summaries, num_documents)
     statistics = Statistics(config, num_documents)
     with open(folders.final / "failures.jsonl", "w", encoding="utf-8") as failures:
         for summary in summaries:
@@ -177,11 +159,14 @@ def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any
             table = pyarrow.parquet.read_table(folders.scores(part))
             scores = _scores(table)
             duplicate_of = [""] * table.num_rows
-            exact = np.zeros(table.num_rows, dtype=np.float32)
+            scores["exact_duplicate"] = np.zeros(table.num_rows, dtype=np.float32)
+            scores["near_duplicate"] = np.zeros(table.num_rows, dtype=np.float32)
             for row, first in copies.of_part(part).items():
                 duplicate_of[row] = first
-                exact[row] = 1
-            scores["exact_duplicate"] = exact
+                scores["exact_duplicate"][row] = 1
+            for row, (first, similarity) in (near.of_part(part) if near else {}).items():
+                duplicate_of[row] = first
+                scores["near_duplicate"][row] = similarity
             judged = verdicts.decide(
                 config,
                 sources[summary["source"]],
@@ -195,12 +180,74 @@ def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any
             for failure in summary["failures"]:
                 failures.write(json.dumps(failure, ensure_ascii=False, sort_keys=True) + "\n")
     tree = statistics.tree()
-    artifact.write_atomic(folders.final / "stats.json", json.dumps(tree, indent=1, sort_keys=True) + "\n")
+    if near:
+        tree["near_duplicates"] = near.counts
+    artifact.write_atomic(folders.final / "stats.json", json.dumps(tree, indent=1) + "\n")
     for warning in mixture_warnings(tree["mixture"]):
         progress.say(f"mixture: {warning}")
     counts = dict(statistics.totals)
     _check_counts(counts)
     return counts
+
+
+def _find_duplicates(
+    config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any]], num_documents: int
+) -> tuple[exact_duplicates.DuplicateTable, near_duplicates.DuplicateTable | None]:
+    """Find exact copies, then, among the rest, near-duplicates. What other rules reject comes last."""
+    bounds = [bounds_for(config, source) for source in config.sources()]
+
+    def kept(table: pyarrow.Table, source: int) -> np.ndarray:
+        passed = verdicts.passes(_scores(table), bounds[source])
+        return np.logical_and.reduce([np.ones(table.num_rows, dtype=bool), *passed.values()])
+
+    def hashes() -> Iterator[exact_duplicates.PartHashes]:
+        for summary in summaries:
+            table = pyarrow.parquet.read_table(folders.scores(summary["part"]))
+            yield exact_duplicates.PartHashes(
+                summary["part"],
+                _fixed_binary(table, "text_hash", 2),
+                table.column("id").to_pylist(),
+                kept(table, summary["source"]),
+            )
+
+    copies = exact_duplicates.find(
+        hashes, num_documents, config.dedup_memory_bytes, folders.scratch / "exact.npy"
+    )
+    if not config.near_duplicates:
+        return copies, None
+
+    def keys() -> Iterator[near_duplicates.PartKeys]:
+        for summary in summaries:
+            table = pyarrow.parquet.read_table(folders.scores(summary["part"]))
+            skip = np.zeros(table.num_rows, dtype=bool)
+            skip[list(copies.of_part(summary["part"]))] = True
+            yield near_duplicates.PartKeys(
+                summary["part"],
+                _fixed_binary(table, "band_keys", table.schema.field("band_keys").type.byte_width // 8),
+                table.column("id").to_pylist(),
+                kept(table, summary["source"]),
+                skip,
+            )
+
+    def texts(part: int) -> list[str]:
+        return (
+            pyarrow.parquet.read_table(folders.documents(part), columns=["text"]).column("text").to_pylist()
+        )
+
+    near = near_duplicates.find(
+        keys,
+        texts,
+        num_documents,
+        folders.scratch / "near",
+        threshold=config.near_duplicate_jaccard,
+        memory_bytes=config.dedup_memory_bytes,
+    )
+    return copies, near
+
+
+def _fixed_binary(table: pyarrow.Table, name: str, width: int) -> np.ndarray:
+    """Return a column of `width` 64-bit numbers per row as uint64 [rows, width]."""
+    return np.frombuffer(b"".join(table.column(name).to_pylist()), dtype="<u8").reshape(-1, width)
 
 
 def _check_counts(counts: dict[str, int]) -> None:

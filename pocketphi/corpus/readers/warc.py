@@ -21,7 +21,8 @@ def read_warc(path: Path, name: str, source: InputConfig, max_document_bytes: in
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
     # Damage (bad gzip data, a broken header) is raised as OSError; the caller counts it.
     with open(path, "rb") as stream:
-        for number, record in enumerate(ArchiveIterator(stream, record_types=kinds, parse_http=True)):
+        archive = ArchiveIterator(stream, record_types=kinds, parse_http=True, auto_decode="all")
+        for number, record in enumerate(archive):
             yield _record(record, f"{name}:{number}", max_document_bytes)
 
 
