@@ -59,10 +59,10 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
             for question in each.items:
                 shape = prompts.render(task, question)
                 contexts = sum(len(c.encode()) for c in dict.fromkeys(shape.contexts))
-                read_tokens += (contexts + sum(len(c.encode()) for c in shape.continuations)) / BYTES_PER_TOKEN
-                saved_tokens += (
-                    sum(len(c.encode()) for c in shape.contexts) - contexts
+                read_tokens += (
+                    contexts + sum(len(c.encode()) for c in shape.continuations)
                 ) / BYTES_PER_TOKEN
+                saved_tokens += (sum(len(c.encode()) for c in shape.contexts) - contexts) / BYTES_PER_TOKEN
                 requests += 1 + len(shape.continuations)
         else:
             from pocketphi.evals import generation

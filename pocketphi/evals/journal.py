@@ -33,7 +33,7 @@ class Journal:
                     self.records[key] = record
                     kept += len(line)
             os.truncate(path, kept)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file = open(path, "a", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by close)
 
     def get(self, task: str, id_: str) -> dict[str, Any] | None:
         return self.records.get((task, id_))

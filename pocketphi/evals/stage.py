@@ -102,7 +102,7 @@ def run(
                 "skipped": skipped,
             }
             _write_json(draft.path / "results.json", results)
-            with open(draft.path / "items.jsonl", "w", encoding="utf-8") as file:
+            with open(draft.path / "items.jsonl", "w", encoding="utf-8", errors="replace") as file:
                 for record in records:
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         finally:
@@ -403,4 +403,4 @@ def _rounded(value: Any) -> Any:
 
 
 def _write_json(path: Path, tree: Any) -> None:
-    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")

@@ -113,7 +113,9 @@ class TorchScorer:
             found.append(OptionScore(float(logprobs.sum()), bool(top.all())))
         return found
 
-    def _documents(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], width: int) -> torch.Tensor | None:
+    def _documents(
+        self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], width: int
+    ) -> torch.Tensor | None:
         """Document ids that set the padding apart, where a longer neighbour would change the rotation.
 
         LongRoPE picks its factors by length. Without this, a short row of a batch would be rotated
