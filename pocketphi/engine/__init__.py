@@ -6,7 +6,7 @@ print(model.chat([{"role": "user", "content": "What is a plant?"}]).text)
 """
 
 from pocketphi.engine.catalog import embedded_path, find_models, resolve
-from pocketphi.engine.engine import Engine, Options, load
+from pocketphi.engine.engine import Engine, Options, describe_backend, load
 from pocketphi.engine.generation import Chunk, Generation, Stream
 from pocketphi.engine.session import Sequence
 
@@ -17,6 +17,7 @@ __all__ = [
     "Options",
     "Sequence",
     "Stream",
+    "describe_backend",
     "embedded_path",
     "find_models",
     "load",

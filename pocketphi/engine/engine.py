@@ -137,6 +137,10 @@ class Engine:
         return self._backend
 
     @property
+    def weights(self) -> Weights:
+        return self._weights
+
+    @property
     def fingerprint(self) -> str:
         """Tells this model (weights and shape) from others."""
         if self._fingerprint is None:
@@ -398,6 +402,19 @@ def _backend_module(name: str) -> ModuleType:
         raise EngineError(f"the native core cannot be used: {reason}", hint="backend='numpy' always works")
     _say_once(f"the native core cannot be used: {reason}; computing with NumPy, which is much slower")
     return importlib.import_module(BACKENDS["numpy"])
+
+
+def describe_backend() -> str:
+    """Name in a few words what a model loaded here would be computed with."""
+    try:
+        module = importlib.import_module(BACKENDS["native"])
+        reason = module.available()
+    except ImportError:
+        module, reason = None, "not built"
+    if module is None or reason:
+        return f"NumPy (native core: {reason})"
+    kernels = getattr(module, "kernels", None)
+    return f"native, {kernels()}" if kernels else "native"
 
 
 _SAID: set[str] = set()

@@ -137,6 +137,11 @@ class Stream:
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
     def stop(self) -> None:
         """End the answer as soon as the token in work is done."""
         self._stopped = True
