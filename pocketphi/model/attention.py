@@ -24,14 +24,16 @@ class AttentionMask:
     """Which keys each query sees, made once per forward pass and shared by all layers.
 
     Exactly one of three forms: `causal` (plain lower triangle), `dense` (boolean [B or 1, 1, T, S],
-    True where visible), or `kernel` (a function of q, k, v for a special attention such as
-    FlexAttention or variable-length FlashAttention). All empty means every key is visible, which is
-    right for the single newest token.
+    True where visible), or `kernel`, a function (q, k, v, kernel_data) for a special attention such as
+    FlexAttention. The function stays the same object from step to step and the data changes, so that
+    compiled blocks are not compiled anew. All empty means every key is visible, which is right for
+    the single newest token.
     """
 
     causal: bool = False
     dense: Tensor | None = None
-    kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    kernel: Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None = None
+    kernel_data: Any = None
 
 
 def visible(
@@ -78,7 +80,7 @@ def make_mask(
 def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: AttentionMask) -> Tensor:
     """Scaled dot-product attention -> [B, H, T, E]; the scale is E^-0.5."""
     if mask.kernel is not None:
-        return mask.kernel(q_BHTE, k_BKSE, v_BKSE)
+        return mask.kernel(q_BHTE, k_BKSE, v_BKSE, mask.kernel_data)
     grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
     return F.scaled_dot_product_attention(
         q_BHTE, k_BKSE, v_BKSE, attn_mask=mask.dense, is_causal=mask.causal, enable_gqa=grouped

@@ -82,7 +82,7 @@ def test_all_targets_ignored_gives_zero():
     x = torch.randn(8, 4, requires_grad=True)
     loss, _ = chunked_cross_entropy(x, torch.randn(9, 4), torch.full((8,), IGNORE), chunk=3)
     loss.backward()
-    assert float(loss) == 0 and not x.grad.any()
+    assert float(loss.detach()) == 0 and not x.grad.any()
 
 
 def test_split_weights_are_exactly_float32():
@@ -98,7 +98,7 @@ def test_split_weights_are_exactly_float32():
 
 
 def run_adamw(optimizer_of, weight, gradients, dtype):
-    parameter = torch.nn.Parameter(weight.to(dtype))
+    parameter = torch.nn.Parameter(weight.to(dtype, copy=True))
     optimizer = optimizer_of([parameter])
     for gradient in gradients:
         parameter.grad = gradient.to(dtype)
@@ -222,7 +222,7 @@ def test_rowwise_float8_survives_an_outlier():
     for scaling in ("tensorwise", "rowwise"):
         layer = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
         x = torch.randn(32, 64)
-        x[0, 0] = 2e4
+        x[0, 0] = 2e6
         expected = layer(x)
         use_float8(layer, Float8Config(scaling=scaling))
         errors[scaling] = float(((layer(x) - expected)[1:].norm() / expected[1:].norm()).detach())
@@ -240,16 +240,18 @@ def test_float8_training_follows_plain_training():
         model = accelerate(make(tiny()), AccelerationConfig(compile=False, float8=kind))
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         ids = torch.randint(0, 20, (4, 65), generator=torch.Generator().manual_seed(0))
-        for _ in range(40):
+        total = 0.0
+        for _ in range(15):
             x = model.hidden(ids[:, :-1]).flatten(0, 1)
             loss = chunked_cross_entropy(x, model.lm_head.weight, ids[:, 1:].flatten())[0] / 256
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses[kind] = float(loss.detach())
-    assert losses["off"] < 2.5
+            total += float(loss.detach()) / 15
+        losses[kind] = total
+    assert float(loss.detach()) < 0.7 * losses["off"]  # it learns
     for kind in ("tensorwise", "rowwise"):
-        assert losses[kind] == pytest.approx(losses["off"], rel=0.03)
+        assert losses[kind] == pytest.approx(losses["off"], rel=0.02)
 
 
 def batch():
@@ -293,10 +295,9 @@ def test_compiled_blocks_equal_plain_ones():
 
 
 def test_quantize_kernel_equals_plain_quantisation():
-    """The Triton kernel, run by Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU (TRITON_INTERPRET runs it on a CPU; see benchmarks/train_gpu.py --check)")
+        pytest.skip("needs a GPU (benchmarks/train_gpu.py checks the same there)")
     from pocketphi.train.float8 import scale_of, to_float8
     from pocketphi.train.float8_kernels import quantize_both
 
