@@ -79,58 +79,58 @@ def _both_layouts(x: Tensor, scale: Tensor, dtype: torch.dtype, fused: bool) -> 
 
 class _Tensorwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NK: Tensor, w_MK: Tensor, config: Float8Config) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, x_NK: Tensor, w_MK: Tensor, fast_y: bool, fast_dx: bool, fast_dw: bool, fused: bool
+    ) -> Tensor:
         e4m3 = torch.float8_e4m3fn
         scale_x, scale_w = scale_of(x_NK, e4m3, None), scale_of(w_MK, e4m3, None)
-        x8_NK, x8_KN = _both_layouts(x_NK, scale_x, e4m3, config.fused)
-        w8_MK, w8_KM = _both_layouts(w_MK, scale_w, e4m3, config.fused)
+        x8_NK, x8_KN = _both_layouts(x_NK, scale_x, e4m3, fused)
+        w8_MK, w8_KM = _both_layouts(w_MK, scale_w, e4m3, fused)
         ctx.save_for_backward(x8_KN, w8_KM, scale_x, scale_w)
-        ctx.config = config
-        return scaled_matmul(x8_NK, w8_MK.t(), scale_x, scale_w, x_NK.dtype, config.fast_sum_output)
+        ctx.fast_dx, ctx.fast_dw, ctx.fused = fast_dx, fast_dw, fused
+        return scaled_matmul(x8_NK, w8_MK.t(), scale_x, scale_w, x_NK.dtype, fast_y)
 
     @staticmethod
-    def backward(ctx: Any, g_NM: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_NM: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x8_KN, w8_KM, scale_x, scale_w = ctx.saved_tensors
-        config: Float8Config = ctx.config
         e5m2 = torch.float8_e5m2
         g_NM = g_NM.contiguous()
         scale_g = scale_of(g_NM, e5m2, None)
-        g8_NM, g8_MN = _both_layouts(g_NM, scale_g, e5m2, config.fused)
+        g8_NM, g8_MN = _both_layouts(g_NM, scale_g, e5m2, ctx.fused)
         dtype = g_NM.dtype
-        grad_x = scaled_matmul(g8_NM, w8_KM.t(), scale_g, scale_w, dtype, config.fast_sum_grad_input)
-        grad_w = scaled_matmul(g8_MN, x8_KN.t(), scale_g, scale_x, dtype, config.fast_sum_grad_weight)
-        return grad_x, grad_w, None
+        grad_x = scaled_matmul(g8_NM, w8_KM.t(), scale_g, scale_w, dtype, ctx.fast_dx)
+        grad_w = scaled_matmul(g8_MN, x8_KN.t(), scale_g, scale_x, dtype, ctx.fast_dw)
+        return grad_x, grad_w, None, None, None, None
 
 
 class _Rowwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NK: Tensor, w_MK: Tensor, config: Float8Config) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, x_NK: Tensor, w_MK: Tensor, fast_y: bool, fast_dx: bool, fast_dw: bool, fused: bool
+    ) -> Tensor:
         e4m3 = torch.float8_e4m3fn
         scale_x, scale_w = scale_of(x_NK, e4m3, 1), scale_of(w_MK, e4m3, 1)
         x8_NK, w8_MK = to_float8(x_NK, scale_x, e4m3), to_float8(w_MK, scale_w, e4m3)
         ctx.save_for_backward(x_NK, w_MK)
-        ctx.config = config
-        return scaled_matmul(x8_NK, w8_MK.t(), scale_x, scale_w.t(), x_NK.dtype, config.fast_sum_output)
+        ctx.fast_dx, ctx.fast_dw = fast_dx, fast_dw
+        return scaled_matmul(x8_NK, w8_MK.t(), scale_x, scale_w.t(), x_NK.dtype, fast_y)
 
     @staticmethod
-    def backward(ctx: Any, g_NM: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_NM: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x_NK, w_MK = ctx.saved_tensors
-        config: Float8Config = ctx.config
         e4m3 = torch.float8_e4m3fn
         dtype = g_NM.dtype
         # dx = g W: sums over M, so g is scaled per token and W per input channel.
         scale_g, scale_w = scale_of(g_NM, e4m3, 1), scale_of(w_MK, e4m3, 0)
         g8_NM = to_float8(g_NM, scale_g, e4m3)
         w8_KM = to_float8(w_MK, scale_w, e4m3).t().contiguous()
-        grad_x = scaled_matmul(g8_NM, w8_KM.t(), scale_g, scale_w, dtype, config.fast_sum_grad_input)
+        grad_x = scaled_matmul(g8_NM, w8_KM.t(), scale_g, scale_w, dtype, ctx.fast_dx)
         # dW = g^T x: sums over tokens, so g is scaled per output channel and x per input channel.
         scale_g, scale_x = scale_of(g_NM, e4m3, 0), scale_of(x_NK, e4m3, 0)
         g8_MN = to_float8(g_NM, scale_g, e4m3).t().contiguous()
         x8_KN = to_float8(x_NK, scale_x, e4m3).t().contiguous()
-        grad_w = scaled_matmul(
-            g8_MN, x8_KN.t(), scale_g.t().contiguous(), scale_x, dtype, config.fast_sum_grad_weight
-        )
-        return grad_x, grad_w, None
+        grad_w = scaled_matmul(g8_MN, x8_KN.t(), scale_g.t().contiguous(), scale_x, dtype, ctx.fast_dw)
+        return grad_x, grad_w, None, None, None, None
 
 
 class Float8Linear(nn.Linear):
@@ -141,7 +141,15 @@ class Float8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         flat_NK = x.reshape(-1, x.shape[-1])
         product = _Tensorwise if self.config.scaling == "tensorwise" else _Rowwise
-        y_NM = product.apply(flat_NK, self.weight, self.config)
+        config = self.config
+        y_NM = product.apply(
+            flat_NK,
+            self.weight,
+            config.fast_sum_output,
+            config.fast_sum_grad_input,
+            config.fast_sum_grad_weight,
+            config.fused,
+        )
         return y_NM.view(*x.shape[:-1], -1)
 
 

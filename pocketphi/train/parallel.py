@@ -105,4 +105,4 @@ def sharded_like(value: Tensor, like: Tensor) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value, like.device_mesh, like.placements)
+    return distribute_tensor(value, like.device_mesh, like.placements)  # type: ignore[attr-defined]

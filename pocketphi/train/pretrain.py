@@ -46,6 +46,7 @@ def run(
     tokenizer_folder = Path(given.path if isinstance(given := inputs["tokenizer"], Artifact) else given)
     if (tokenizer_folder / artifact.MANIFEST).is_file():
         parents.append(artifact.load(given, kind="tokenizer"))
+    sources = [] if len(parents) > 1 else sorted(tokenizer_folder.glob("tokenizer*"))
     if "checkpoint" in inputs:
         parents.append(artifact.load(inputs["checkpoint"], kind="checkpoint"))
 
@@ -85,7 +86,7 @@ def run(
         )
         return trainer, tokenizer
 
-    return train_into_artifact(config, parents, make, out=out)
+    return train_into_artifact(config, parents, make, out=out, sources=sources)
 
 
 def train_into_artifact(
@@ -94,15 +95,16 @@ def train_into_artifact(
     make: Callable[[World, Path, Store], tuple[Trainer, Any]],
     *,
     out: Path | None,
+    sources: Sequence[Path | str] = (),
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> Artifact:
     """Build a trainer with `make(world, logs folder, checkpoints)`, run it, publish a checkpoint.
 
     Shared by pre-training and fine-tuning. `finish(folder, counts)` may add files and counts.
     """
-    out = out or artifact.default_path("checkpoint", config, parents)
-    asked: dict[str, Any] = {"kind": "checkpoint", "config": config, "parents": parents}
-    store = Store(checkpoints_folder(out, artifact.fingerprint("checkpoint", config, parents)))
+    out = out or artifact.default_path("checkpoint", config, parents, sources)
+    asked: dict[str, Any] = {"kind": "checkpoint", "config": config, "parents": parents, "sources": sources}
+    store = Store(checkpoints_folder(out, artifact.fingerprint("checkpoint", config, parents, sources)))
     if done := artifact.reuse(out, **asked):
         _remove_checkpoints(store, config)
         return done

@@ -147,11 +147,8 @@ def plan(config: ShardsConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> 
     """Forecast: `tokens`, `wall_s`, `peak_memory_bytes`, `disk_bytes` from the corpus' forecast."""
     corpus = inputs_plan.get("corpus", {})
     vocab_size = int(inputs_plan.get("tokenizer", {}).get("vocab_size", 8192))
-    text_bytes = next(
-        (float(corpus[k]) for k in ("bytes_text", "text_bytes", "num_bytes_text", "bytes_in") if k in corpus),
-        20e6,
-    )
-    # English text: about 3.6 bytes a token with 8k entries, half a byte more for each doubling.
+    text_bytes = 4.0 * float(corpus.get("tokens", 5e6))  # the corpus counts four bytes a token
+    # English text: about 3.6 bytes a token with 8k entries, a third of a byte more for each doubling.
     tokens = int(text_bytes / (3.6 + 0.3 * np.log2(max(vocab_size, 512) / 8192)))
     itemsize = 2 if vocab_size <= 65536 else 4
     # The second phase repeats part of the first; both pass through one spool file.
@@ -280,7 +277,7 @@ def _collection(document: Mapping[str, Any]) -> str:
             noted = json.loads(meta)
         except ValueError:
             noted = {}
-        for key in ("collection", "group", "file", "input"):
+        for key in ("input", "collection"):
             if isinstance(noted, dict) and noted.get(key):
                 return Path(str(noted[key])).name.split(".")[0]
     return _bare_source(str(document.get("source") or ""))

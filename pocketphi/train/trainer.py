@@ -34,6 +34,7 @@ from pocketphi.train import checkpoints
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
 from pocketphi.train.data import Batch, Feed
+from pocketphi.train.forecast import peak_flops_of
 from pocketphi.train.guard import Guard
 from pocketphi.train.loss import TokenLoss
 from pocketphi.train.optimizer import Optimizers
@@ -43,15 +44,6 @@ from pocketphi.train.schedule import learning_rate
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 _EVENT_EVERY_S = 1.0
-# Dense bf16 (or fp32 on CPUs: unknown) peak FLOP/s by the name torch gives the device.
-_PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-}
 
 
 @dataclass(frozen=True)
@@ -511,8 +503,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def _known_peak(device: torch.device) -> float:
     if device.type != "cuda":
         return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), 0.0)
+    return peak_flops_of(torch.cuda.get_device_name(device))
 
 
 def _update_ratio(before: list[Tensor], after: list[Tensor]) -> float:
