@@ -85,12 +85,12 @@ def log_probabilities(logits_TV: np.ndarray, targets_T: Sequence[int]) -> tuple[
 def start_tokens(tokenizer: Any, rule: str) -> tuple[tuple[int, ...], str]:
     """Return the ids that stand before every prompt and the rule in words.
 
-    `auto` follows the tokenizer (`adds_bos`): a start token the model never saw in training costs
+    `auto` follows the tokenizer (`add_bos`): a start token the model never saw in training costs
     points as surely as a missing one.
     """
     bos, eos = getattr(tokenizer, "bos_id", None), getattr(tokenizer, "eos_id", None)
     if rule == "auto":
-        rule = "bos" if adds_bos(tokenizer) and bos is not None else "none"
+        rule = "bos" if tokenizer.add_bos and bos is not None else "none"
         word = f"auto: {rule}"
     else:
         word = rule
@@ -105,13 +105,17 @@ def start_tokens(tokenizer: Any, rule: str) -> tuple[tuple[int, ...], str]:
     return (), word
 
 
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer's own rule puts a start token before a text."""
-    for name in ("adds_bos", "add_bos"):
-        value = getattr(tokenizer, name, None)
-        if isinstance(value, bool):
-            return value
-    return False
+def fit_prompt(ids: Sequence[int], max_new_tokens: int, max_tokens: int) -> tuple[list[int], int]:
+    """Return the prompt, cut on its left where needed, and the tokens there is room to write.
+
+    The answer gets at most half of the context, so that a prompt is never cut to nothing.
+    """
+    room = (
+        min(max_new_tokens, max(1, max_tokens // 2))
+        if len(ids) + max_new_tokens > max_tokens
+        else max_new_tokens
+    )
+    return list(ids)[-(max_tokens - room) :], room
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pocketphi import engine
 from pocketphi.core.errors import EngineError
+from pocketphi.engine.backend import Session
+from pocketphi.engine.session import rope_set_for
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
     Generation,
     OptionScore,
-    cut_at_stop,
+    fit_prompt,
     log_probabilities,
     log_probability,
     start_tokens,
@@ -33,26 +35,21 @@ class EngineScorer:
 
     def __init__(self, path: Path, config: EvalConfig) -> None:
         self._path = path
-        self._engine = engine.load(path, num_threads=config.num_threads, backend=config.backend)
+        self._engine = engine.load(
+            path,
+            num_threads=config.num_threads,
+            backend=cast(Any, config.backend),
+            context_length=config.max_context_tokens,
+        )
         self.tokenizer = self._engine.tokenizer
-        own = int(self._engine.config.max_position_embeddings)
-        self.max_tokens = min(own, config.max_context_tokens or own)
+        self.max_tokens = self._engine.context_length
         self.start_ids, self.start_rule = start_tokens(self.tokenizer, config.start_token)
-        self._backend = getattr(self._engine, "backend", None)
-        self._session: Any = None
+        self._session: Session | None = None
         self._shared: tuple[int, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         found = self._engine.describe()
-        kept = (
-            "backend",
-            "kernels",
-            "cache_type",
-            "architecture",
-            "quantization",
-            "file_type",
-            "num_parameters",
-        )
+        kept = ("backend", "kernels", "cache_type", "architecture", "tensor_types", "num_parameters")
         return {
             "engine": "pocketphi.engine",
             **{k: found[k] for k in kept if k in found},
@@ -62,75 +59,42 @@ class EngineScorer:
 
     def score(self, requests: Iterable[Request]) -> Iterator[list[OptionScore]]:
         for request in requests:
-            if self._backend is None:
-                yield [self._whole(request.context, option) for option in request.options]
-            else:
-                yield self._reusing(request)
+            yield self._reusing(request)
 
     def rolling(self, ids: Sequence[int]) -> np.ndarray:
-        logits_TV = self._engine.logits(list(ids[:-1]))
-        return log_probabilities(logits_TV, ids[1:])[0]
+        pieces, start = [], 1
+        for logits_TV in self._engine.logits_in_pieces(list(ids[:-1])):
+            pieces.append(log_probabilities(logits_TV, ids[start : start + len(logits_TV)])[0])
+            start += len(logits_TV)
+        return np.concatenate(pieces)
 
     def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
-        room = self.max_tokens - max_new_tokens
-        kept = list(ids)[-room:] if room > 0 else list(ids)
-        stop_ids = set(self.tokenizer.stop_ids)
-        produced: list[int] = []
-        # Streaming, so that a stop string ends the work and not only the text.
-        for token in self._tokens(kept, max_new_tokens, stop_ids):
-            if token in stop_ids:
-                text = cut_at_stop(self.tokenizer.decode(produced), stop)[0]
-                return Generation(text, "stop", len(produced))
-            produced.append(token)
-            text, stopped = cut_at_stop(self.tokenizer.decode(produced), stop)
-            if stopped:
-                return Generation(text, "stop", len(produced))
-        return Generation(self.tokenizer.decode(produced), "length", len(produced))
+        kept, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
+        found = self._engine.generate(kept, max_new_tokens=room, temperature=0.0, stop=list(stop))
+        ended = "stop" if found.finish_reason == "stop" else "length"
+        return Generation(found.text, ended, len(found.tokens))
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
-        close = getattr(self._engine, "close", None)
-        if close is not None:
-            close()
+        self._engine.close()
 
-    def _tokens(self, ids: list[int], max_new_tokens: int, stop_ids: set[int]) -> Iterator[int]:
-        if self._backend is None:
-            for _ in range(max_new_tokens):
-                token = int(np.argmax(self._engine.logits(ids)[-1]))
-                yield token
-                if token in stop_ids:
-                    return
-                ids = [*ids, token]
-            return
-        session = self._open(len(ids) + max_new_tokens)
-        self._shared = ()
-        session.truncate(0)
-        logits = self._backend.forward(session, ids, want="last")
-        for _ in range(max_new_tokens):
-            token = int(np.argmax(logits[-1]))
-            yield token
-            if token in stop_ids or session.length >= session.capacity:
-                return
-            logits = self._backend.forward(session, [token], want="last")
-
-    def _open(self, num_tokens: int) -> Any:
-        """Return the session, with the rotation that a sequence of `num_tokens` has by its whole length."""
-        wanted = self._rope_set(num_tokens)
+    def _open(self, num_tokens: int) -> Session:
+        """Return a session for `num_tokens` tokens, with the rotation of a sequence of that length."""
+        wanted = rope_set_for(self._engine.config, num_tokens)
+        if self._session is not None and self._session.capacity < num_tokens:
+            self._session.close()
+            self._session = None
         if self._session is None:
-            self._session = self._backend.new_session(self.max_tokens, wanted)
+            # Room to spare, so that a slightly longer question does not cost the cached shots.
+            capacity = min(self.max_tokens, max(512, num_tokens + num_tokens // 2))
+            self._session = self._engine.backend.new_session(capacity, wanted)
             self._shared = ()
         elif self._session.rope_set != wanted:
             self._session.reset(wanted)
             self._shared = ()
         return self._session
-
-    def _rope_set(self, num_tokens: int) -> str:
-        config = self._engine.config
-        if not config.rope_scaling:
-            return "plain"
-        return "long" if num_tokens > config.original_max_position_embeddings else "short"
 
     def _reusing(self, request: Request) -> list[OptionScore]:
         context = request.context
@@ -139,22 +103,23 @@ class EngineScorer:
             raise EngineError(
                 f"an option of {longest} tokens does not fit the context of {self.max_tokens} tokens"
             )
+        backend = self._engine.backend
         session = self._open(len(context) + longest - 1)
         shared = context[: request.shared]
         if not shared or shared != self._shared:
             session.truncate(0)
             self._shared = ()
             if shared:
-                self._backend.forward(session, list(shared), want="none")
+                backend.forward(session, list(shared), "none")
                 self._shared = shared
         else:
             session.truncate(len(shared))
-        first_V = self._backend.forward(session, list(context[len(shared) :]), want="last")[-1]
+        first_TV = _rows(backend.forward(session, list(context[len(shared) :]), "last"))
         scores = []
         for option in request.options:
-            total, greedy = log_probability(first_V, option[0])
+            total, greedy = log_probability(first_TV[-1], option[0])
             if len(option) > 1:
-                logits_TV = self._backend.forward(session, list(option[:-1]), want="all")
+                logits_TV = _rows(backend.forward(session, list(option[:-1]), "all"))
                 more, top = log_probabilities(logits_TV, option[1:])
                 total += float(more.sum())
                 greedy = greedy and bool(top.all())
@@ -162,8 +127,7 @@ class EngineScorer:
             scores.append(OptionScore(total, greedy))
         return scores
 
-    def _whole(self, context: tuple[int, ...], option: tuple[int, ...]) -> OptionScore:
-        ids = [*context, *option]
-        logits_TV = self._engine.logits(ids[:-1])[-len(option) :]
-        logprobs, top = log_probabilities(logits_TV, option)
-        return OptionScore(float(logprobs.sum()), bool(top.all()))
+
+def _rows(logits_TV: np.ndarray | None) -> np.ndarray:
+    assert logits_TV is not None
+    return logits_TV

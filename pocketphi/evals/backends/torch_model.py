@@ -24,10 +24,12 @@ from pocketphi.evals.backends.base import (
     Generation,
     OptionScore,
     cut_at_stop,
+    fit_prompt,
     start_tokens,
 )
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.prompts import Request
+from pocketphi.model.generation import stream
 
 # Rows of logits held at a time: 256 rows of 32k float32 logits are 33 MB, of 200k 205 MB.
 _ROWS = 256
@@ -38,6 +40,8 @@ class TorchScorer:
 
     def __init__(self, folder: Path, config: EvalConfig) -> None:
         self._folder = folder
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # bfloat16 on a CPU is slower than float32 and rounds more.
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
@@ -79,24 +83,17 @@ class TorchScorer:
 
     @torch.inference_mode()
     def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
-        room = self.max_tokens - max_new_tokens
-        whole = list(ids)[-room:] if room > 0 else list(ids)
-        stop_ids = set(self.tokenizer.stop_ids)
+        prompt, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
         produced: list[int] = []
-        for _ in range(max_new_tokens):
-            if len(whole) > self.max_tokens:
-                break
-            hidden_D = self._model.hidden(self._ids([whole]))[0, -1]
-            token = int(self._head(hidden_D[None])[0].argmax())
-            if token in stop_ids:
-                text = cut_at_stop(self.tokenizer.decode(produced), stop)[0]
-                return Generation(text, "stop", len(produced))
+        for token in stream(
+            self._model, prompt, max_new_tokens=room, temperature=0.0, stop_ids=self.tokenizer.stop_ids
+        ):
             produced.append(token)
-            whole.append(token)
             text, stopped = cut_at_stop(self.tokenizer.decode(produced), stop)
             if stopped:
                 return Generation(text, "stop", len(produced))
-        return Generation(self.tokenizer.decode(produced), "length", len(produced))
+        ended = "length" if len(produced) >= room else "stop"
+        return Generation(self.tokenizer.decode(produced), ended, len(produced))
 
     def close(self) -> None:
         del self._model

@@ -1,0 +1,60 @@
+"""Tiny random models with a small vocabulary: enough to be scored, quick to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketphi import model as models
+from pocketphi.model import ModelConfig
+from pocketphi.tokenizer import TokenizerConfig, training
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from pydoc_data import topics
+
+    texts = [topics.topics[name] for name in sorted(topics.topics)]
+    return training.train(texts, TokenizerConfig(vocab_size=768))
+
+
+def make_model(folder: Path, tokenizer, **more) -> Path:
+    settings = {
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "original_max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "initializer_range": 0.15,
+    }
+    model = models.PhiForCausalLM(ModelConfig(**{**settings, **more}))
+    model.reset_parameters(seed=0)
+    models.save(model, folder, tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    torch.set_num_threads(1)
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_longrope(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """Factors change at 64 tokens, so that a batch can hold sequences on both sides."""
+    scaling = {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.0 + i for i in range(6)]}
+    return make_model(
+        tmp_path_factory.mktemp("models") / "longrope",
+        tokenizer,
+        rope_scaling=scaling,
+        original_max_position_embeddings=64,
+    )
