@@ -236,13 +236,13 @@ def _choose(repository: str, remotes: list[Remote], file: str | None) -> list[Re
             f"{r.name} ({r.num_bytes / 1e9:.2f} GB)" if r.num_bytes else r.name for r in ggufs
         )
         raise UserError(f"{repository} has {len(ggufs)} GGUF files: {listing}", hint="choose one with --file")
-    names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
+    whole = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
     wanted = [
         r
         for r in remotes
         if "/" not in r.name
         and (
-            r.name in (*names, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+            r.name in (*whole, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
             or r.name.endswith((".safetensors", ".safetensors.index.json"))
         )
     ]
