@@ -6,6 +6,7 @@ parts: duplicates, verdicts, phases, counts. Either half continues where a kill 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,7 +22,7 @@ from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
 from pocketphi.corpus import exact_duplicates, near_duplicates, readers, verdicts
-from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig
+from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
 from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
 from pocketphi.corpus.rules import bounds_for, rules
@@ -36,21 +37,34 @@ def run(
     *,
     out: Path | None = None,
 ) -> Artifact:
-    """Build a corpus from `config.inputs` and publish it; `inputs` is empty (the stage is the first).
+    """Build a corpus from `config.inputs` and publish it.
 
+    `inputs` may hold `synth`, an artifact whose documents join as one more source of textbook quality.
     Raises UserError for a path that does not exist, ConfigError for an unknown rule, DataError when no
     document comes out at all. Single broken records are counted and named in failures.jsonl.
     """
+    parents: list[Artifact] = []
+    if inputs and "synth" in inputs:
+        synth = artifact.load(inputs["synth"], kind="synth")
+        made = InputConfig(str(synth.file("documents.jsonl")), name="synth", quality="textbook")
+        config = dataclasses.replace(config, inputs=(*config.inputs, made))
+        parents.append(synth)
     check(config)
     sources = source_identity(config)
     identity = config.identity()
-    out = Path(out) if out is not None else artifact.default_path(KIND, identity, (), sources)
+    out = Path(out) if out is not None else artifact.default_path(KIND, identity, parents, sources)
     scratch = out.with_name(out.name + ".scratch")
-    if done := artifact.reuse(out, kind=KIND, config=identity, sources=sources):
+    if done := artifact.reuse(out, kind=KIND, config=identity, parents=parents, sources=sources):
         shutil.rmtree(scratch, ignore_errors=True)
         return done
     with artifact.create(
-        out, kind=KIND, config=identity, sources=sources, seed=config.seed, resumable=True
+        out,
+        kind=KIND,
+        config=identity,
+        parents=parents,
+        sources=sources,
+        seed=config.seed,
+        resumable=True,
     ) as draft:
         if not draft.resumed:
             shutil.rmtree(scratch, ignore_errors=True)

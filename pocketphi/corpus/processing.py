@@ -242,9 +242,10 @@ def noai_header(value: str) -> str:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow inside the block after `seconds`; outside the main thread there is no limit.
+    """Raise TooSlow inside the block after `seconds` of this process's own time.
 
-    A call into C that never returns is not interrupted; the pool kills its process.
+    Processor time, not the clock's: a busy machine must not change what is kept. Outside the main
+    thread there is no limit. A call into C that never returns is not interrupted; the pool kills its process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -253,10 +254,10 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(signum: int, frame: Any) -> None:
         raise TooSlow(f"took longer than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
