@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -31,6 +32,7 @@ from pocketphi.core.errors import ConfigError, DataError, did_you_mean
 
 FORMAT = 1
 _OTHER = "other"
+_BATCH = 256  # documents tokenized at once
 _SIDE_FILES = ("idx", "nbytes", "ids")
 
 
@@ -136,9 +138,9 @@ def run(
         writer = _Writer(draft.path, config, tokenizer)
         total = corpus.counts.get("documents_in")
         with progress.bar("shards", total, unit="documents") as bar:
-            for document in read_documents(corpus):
-                writer.add(document)
-                bar.advance(1, tokens=progress.quantity(writer.num_tokens))
+            for documents in _batches(read_documents(corpus), _BATCH):
+                writer.add(documents)
+                bar.advance(len(documents), tokens=progress.quantity(writer.num_tokens))
         draft.counts.update(writer.close())
     return draft.artifact
 
@@ -269,6 +271,11 @@ def read_documents(corpus: Artifact) -> Iterator[dict[str, Any]]:
                 yield {**document, **verdict}
 
 
+def _batches(documents: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(itertools.islice(documents, size)):
+        yield batch
+
+
 def _collection(document: Mapping[str, Any]) -> str:
     """The input a document came from; the corpus stage notes it in `meta`."""
     meta = document.get("meta")
@@ -318,20 +325,25 @@ class _Writer:
         self._spool_path = folder / "spool.tmp"
         self._spool: IO[bytes] = open(self._spool_path, "wb")  # noqa: SIM115 - closed in close()
 
-    def add(self, document: Mapping[str, Any]) -> None:
-        self.counts["documents_in"] += 1
-        if document["heldout"] and document["keep"]:
-            splits: tuple[str, ...] = ("heldout",)
-        elif document["keep"]:
+    def add(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Tokenize documents, all at once (on all cores), and spool those that belong to a split."""
+        self.counts["documents_in"] += len(documents)
+        chosen: list[tuple[Mapping[str, Any], tuple[str, ...]]] = []
+        for document in documents:
             splits = tuple(name for name in ("phase1", "phase2") if document[name])
-        else:
-            self.counts["documents_rejected"] += 1
-            return
-        if not splits:
-            self.counts["documents_unassigned"] += 1
-            return
-        ids = self.tokenizer.encode(document["text"])
-        ids.append(self.tokenizer.eos_id)
+            if not document["keep"]:
+                self.counts["documents_rejected"] += 1
+            elif document["heldout"]:
+                chosen.append((document, ("heldout",)))
+            elif splits:
+                chosen.append((document, splits))
+            else:
+                self.counts["documents_unassigned"] += 1
+        encoded = self.tokenizer.encode_batch([document["text"] for document, _ in chosen])
+        for (document, splits), ids in zip(chosen, encoded):
+            self._spool_one(document, splits, [*ids, self.tokenizer.eos_id])
+
+    def _spool_one(self, document: Mapping[str, Any], splits: tuple[str, ...], ids: list[int]) -> None:
         self._spool.write(np.asarray(ids, dtype=self.dtype).tobytes())
         key = hashlib.sha256(f"{self.config.seed}:{document['id']}".encode()).digest()[:8]
         size = len(document["text"].encode())

@@ -26,6 +26,9 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
         return [b + 3 for b in text.encode()]
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         return bytes(i - 3 for i in ids if 3 <= i < 259).decode(errors="replace")
 
@@ -60,8 +63,7 @@ def toy_documents(count: int = 60, *, seed: int = 1) -> list[dict[str, Any]]:
 def write_shards(folder: Path, documents: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     writer = shards._Writer(folder, shards.ShardsConfig(**settings), ByteTokenizer())
-    for document in documents:
-        writer.add(document)
+    writer.add(documents)
     return writer.close()
 
 
