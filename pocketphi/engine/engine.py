@@ -48,7 +48,8 @@ _LEAST_CONTEXT = 256
 class Options:
     """Everything one answer can be asked for; the keywords of `Engine.generate` and `Engine.chat`.
 
-    max_new_tokens: None goes on until a stop or until the context is full.
+    max_new_tokens: None goes on until a stop or until the context is full. When it is not given,
+        `generate` takes 256 or what is left of the context, `chat` None.
     temperature ... seed: see `pocketphi.engine.sampler.Sampling`; the defaults are greedy.
     stop_ids: None takes the model's own (`Engine.stop_ids`).  stop: strings that end the answer.
     crossing: what happens when a sequence outgrows LongRoPE's short factors; see `session.Crossing`.
@@ -222,11 +223,13 @@ class Engine:
         and answer do not fit the context (with both numbers) or a logit is NaN, UserError for a value
         or keyword without a meaning. `sequence` chooses the cache to build on; the engine has one.
         """
-        chosen = _options(options)
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, add_bos=self.tokenizer.add_bos)
         else:
             ids = [int(i) for i in prompt]
+        # The default limit is ours, so it gives way to a long prompt; a limit that was asked for does not.
+        room = max(1, min(Options.max_new_tokens or 1, self.context_length - len(ids)))
+        chosen = _options({"max_new_tokens": room, **options})
         reserve = chosen.max_new_tokens or 1
         if len(ids) + reserve > self.context_length:
             raise context.too_long(len(ids), reserve, self.context_length)

@@ -128,7 +128,7 @@ class Weights:
 
         Not a checksum of the file: it reads a few kilobytes of each tensor, not gigabytes.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr((self.architecture, self.config)).encode())
         for name, parts in sorted(self.parts.items()):
             for part in parts:
                 raw = memoryview(part.raw()).cast("B")

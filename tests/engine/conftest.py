@@ -1,0 +1,61 @@
+"""A tiny chat model: random weights, our own tokenizer with the Phi-3 template."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketphi import engine
+from pocketphi.tokenizer.training import assemble
+
+from .tiny import longrope, phi3_folder
+
+PIECES = [
+    "▁",
+    *string.ascii_letters,
+    *string.digits,
+    ".",
+    ",",
+    "?",
+    "!",
+    "\n",
+    "▁the",
+    "▁a",
+    "th",
+    "in",
+    "er",
+]
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make (once per shape) a folder with a random chat model."""
+    made: dict[str, Path] = {}
+    tokenizer = assemble(PIECES)
+
+    def make(**changes: Any) -> Path:
+        key = repr(sorted(changes.items()))
+        if key not in made:
+            shape = {"vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos_id, **changes}
+            made[key], _ = phi3_folder(tmp_path_factory.mktemp("chat"), **shape)
+            tokenizer.save(made[key])
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def chat_model(chat_folder: Callable[..., Path]) -> engine.Engine:
+    """A fresh engine over the tiny chat model, 256 tokens of context."""
+    return engine.load(chat_folder(), backend="numpy")
+
+
+@pytest.fixture
+def rope_model(chat_folder: Callable[..., Path]) -> engine.Engine:
+    """The same with LongRoPE: short factors up to 64 tokens."""
+    folder = chat_folder(rope_scaling=longrope(8), original_max_position_embeddings=64)
+    return engine.load(folder, backend="numpy")
