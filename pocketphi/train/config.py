@@ -132,6 +132,7 @@ class LoopConfig:
     `dtype` is the type of matrix products; weights and optimizer state are float32 either way.
     `num_threads` 0 takes all cores (on the CPU, bits may depend on this number).
     `checkpoint_every_tokens` 0 means ten times a phase; `checkpoint_every_s` adds some by the clock.
+    `compile`, `attention`, `float8` and `checkpoint_layers` are explained in acceleration.py.
     `peak_flops` is the device's, for the MFU; 0 looks it up.
     """
 
@@ -146,6 +147,8 @@ class LoopConfig:
     z_loss: float = 0.0
     loss_chunk_tokens: int = 1024
     compile: bool = False
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    float8: Literal["off", "tensorwise", "rowwise"] = "off"
     checkpoint_layers: int = 0
     checkpoint_every_tokens: int = 0
     checkpoint_every_s: float = 120.0

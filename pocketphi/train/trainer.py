@@ -31,6 +31,7 @@ from pocketphi.core import progress
 from pocketphi.core.errors import ConfigError, UserError
 from pocketphi.model.transformer import PhiForCausalLM
 from pocketphi.train import checkpoints
+from pocketphi.train.acceleration import AccelerationConfig, accelerate
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
 from pocketphi.train.data import Batch, Feed
@@ -119,13 +120,18 @@ class Trainer:
                 )
         self.model = model.to(world.device)
         self.model.train()
-        self.model.checkpoint_layers = config.checkpoint_layers
         self.loss_model = TokenLoss(self.model, z_weight=config.z_loss, chunk=config.loss_chunk_tokens)
         low = config.dtype == "bfloat16"
         world.shard(self.loss_model, self.model.model.layers, low_precision=low)
-        if config.compile:
-            for layer in self.model.model.layers:
-                layer.compile()
+        accelerate(
+            self.model,
+            AccelerationConfig(
+                compile=config.compile,
+                attention=config.attention,
+                float8=config.float8,
+                checkpoint_layers=config.checkpoint_layers,
+            ),
+        )
         self._autocast = low and world.size == 1
         self.optimizers = Optimizers(self.model, config.optimizer)
         self.guard = Guard(config.guard)

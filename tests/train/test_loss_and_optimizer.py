@@ -9,7 +9,7 @@ from train.toy_training import toy_model
 
 from pocketphi.train.config import OptimizerConfig
 from pocketphi.train.data import IGNORE
-from pocketphi.train.loss import chunked_cross_entropy
+from pocketphi.train.cross_entropy import chunked_cross_entropy
 from pocketphi.train.optimizer import Optimizers, orthogonalized, parameter_groups
 
 
