@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketphi.core import artifact
-from pocketphi.core.errors import EngineError
+from pocketphi.core.errors import EngineError, UserError
 from pocketphi.tokenizer.vocabulary import (
     BYTE,
     BYTE_TOKENS,
@@ -65,12 +65,16 @@ def _write(path: Path, tree: Any) -> None:
     artifact.write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
-def _rows(vocabulary: Vocabulary) -> tuple[list[str], list[float], list[int]]:
+def _rows(vocabulary: Vocabulary, num_rows: int | None = None) -> tuple[list[str], list[float], list[int]]:
     """Return string, score and GGUF type of every row."""
-    scores = scores_of(vocabulary) if vocabulary.kind == "spm" else [0.0] * vocabulary.num_rows
+    num_rows = vocabulary.num_rows if num_rows is None else num_rows
+    if num_rows < vocabulary.num_rows:
+        raise UserError(f"the tokenizer has {vocabulary.num_rows} ids, the model only {num_rows} rows")
+    scores = scores_of(vocabulary) if vocabulary.kind == "spm" else []
+    scores += [0.0] * (num_rows - len(scores))
     bytes_ = set(BYTE_TOKENS) if vocabulary.kind == "spm" else set()
     tokens, kinds = [], []
-    for id_ in range(vocabulary.num_rows):
+    for id_ in range(num_rows):
         token = vocabulary.tokens.get(id_)
         if token is None:
             token, kind = f"[PAD{id_}]", UNUSED
@@ -85,13 +89,14 @@ def _rows(vocabulary: Vocabulary) -> tuple[list[str], list[float], list[int]]:
     return tokens, scores, kinds
 
 
-def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+def gguf_metadata(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, Any]:
     """Return the `tokenizer.*` keys for a GGUF file; lists of str, float and int as GGUF wants them.
 
-    Raises EngineError when GGUF has no name for the way this vocabulary cuts text.
+    Raises EngineError when GGUF has no name for the way this vocabulary cuts text, UserError when
+    `num_rows` (of the model's embedding) is less than the ids there are.
     """
     vocabulary = tokenizer.vocabulary
-    tokens, scores, kinds = _rows(vocabulary)
+    tokens, scores, kinds = _rows(vocabulary, num_rows)
     prefix = "tokenizer.ggml."
     keys: dict[str, Any] = {prefix + "tokens": tokens, prefix + "token_type": kinds}
     if vocabulary.kind == "spm":

@@ -265,11 +265,14 @@ class Tokenizer:
 
         saving.save(self, Path(folder))
 
-    def gguf_metadata(self) -> dict[str, Any]:
-        """Return the `tokenizer.*` keys of a GGUF file with this vocabulary."""
+    def gguf_metadata(self, num_rows: int | None = None) -> dict[str, Any]:
+        """Return the `tokenizer.*` keys of a GGUF file with this vocabulary.
+
+        `num_rows` is the number of rows of the model's embedding when it has more than there are ids.
+        """
         from pocketphi.tokenizer import saving
 
-        return saving.gguf_metadata(self)
+        return saving.gguf_metadata(self, num_rows)
 
 
 class StreamDecoder:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,10 @@ def run(
     return draft.artifact
 
 
-def plan(config: TokenizerConfig, inputs_plan: Mapping[str, Any]) -> dict[str, float]:
-    """Forecast the run: flat figures in SI units. `inputs_plan` may bring `bytes_text` of the corpus."""
-    read = min(float(inputs_plan.get("bytes_text", config.max_bytes)), float(config.max_bytes))
+def plan(config: TokenizerConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Forecast the run from the corpus' `tokens`: flat figures in SI units."""
+    corpus = inputs_plan.get("corpus", {})
+    read = min(4.0 * float(corpus.get("tokens", config.max_bytes / 4)), float(config.max_bytes))
     return {
         "wall_s": round(2 + read / 1e6, 1),
         "peak_memory_bytes": int(250e6 + 6 * read),
@@ -228,8 +229,13 @@ def _alphabet(texts: Iterable[str], coverage: float, limit: int) -> list[str]:
 # Reading the text
 
 
-def sample(read: Any, max_bytes: int) -> tuple[list[str], dict[str, int]]:
-    """Return the texts of `read()` (called twice), thinned evenly to about `max_bytes`, and counts."""
+def sample(
+    read: Callable[[], Iterable[str]], max_bytes: int, *, quiet: bool = False
+) -> tuple[list[str], dict[str, int]]:
+    """Return the texts of `read()` (called twice), thinned evenly to about `max_bytes`, and counts.
+
+    Which texts are taken depends on their content alone. Raises DataError when there are none.
+    """
     sizes = [len(t) for t in read()]
     total = sum(sizes)
     share = min(1.0, max_bytes / max(1, total))
@@ -241,6 +247,8 @@ def sample(read: Any, max_bytes: int) -> tuple[list[str], dict[str, int]]:
             if int.from_bytes(digest, "big") >= bound:
                 continue
         chosen.append(text)
+    if not chosen and sizes:  # few and long texts, none of them drawn: the first will do
+        chosen = [next(iter(read()))]
     if not chosen:
         raise DataError("no documents to train the tokenizer on", hint="look at the corpus: phi corpus stats")
     counts = {
@@ -249,7 +257,7 @@ def sample(read: Any, max_bytes: int) -> tuple[list[str], dict[str, int]]:
         "characters_in": total,
         "characters_used": sum(map(len, chosen)),
     }
-    if share < 1:
+    if share < 1 and not quiet:
         progress.say(
             f"tokenizer: {len(chosen)} of {len(sizes)} documents are used (max_bytes {max_bytes} of {total})"
         )

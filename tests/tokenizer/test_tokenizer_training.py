@@ -111,8 +111,9 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_plan() -> None:
-    forecast = tk.plan(tk.TokenizerConfig(), {"bytes_text": 3_000_000})
+    forecast = tk.plan(tk.TokenizerConfig(), {"corpus": {"tokens": 1_000_000}})
     assert forecast["wall_s"] > 0 and forecast["peak_memory_bytes"] > 0 and forecast["disk_bytes"] > 0
+    assert forecast["wall_s"] < tk.plan(tk.TokenizerConfig(), {})["wall_s"]
 
 
 def test_verbs(texts: list[str], tmp_path: Path) -> None:
