@@ -19,6 +19,9 @@ from pocketphi.corpus.extraction.walk import TooManyNodes, flatten, parse
 __all__ = ["Page", "TooManyNodes", "decode", "extract"]
 
 
+_HIDDEN_BODY_SHARE = 0.5
+
+
 @dataclass
 class Page:
     """The main text of a page and what its head says about it."""
@@ -43,4 +46,7 @@ def extract(html: str, max_nodes: int = 500_000) -> Page:
     head = read_head(root)
     flat = flatten(root, max_nodes)
     text = render(select(flat))
+    if head.body and len(text) < _HIDDEN_BODY_SHARE * len(head.body):
+        # The article is only in the page's metadata: scripts would have put it into the page.
+        text = head.body
     return Page(text, head.title, head.license or flat.license, head.url, head.noai)

@@ -9,28 +9,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pocketphi.corpus.extraction.walk import Block, Container, FlatPage
 
 _MIN_VOTE_CHARS = 25
 _MIN_CONTENT_CHARS = 250
 
-# Names that say what a container is not. Matched on class, id and role.
+# Names that say what a container is not. Matched on class, id and role, after `plain_names`.
 _FURNITURE = re.compile(
-    r"(?:^|[\s_\-])(?:nav\w*|menus?|breadcrumbs?|footer|foot|sidebar\w*|side|aside|widget\w*|banner|ads?|advert\w*"
-    r"|sponsor\w*|promo\w*|newsletter\w*|subscri\w*|signup|sign-up|login|cookie\w*|gdpr|consent|popup|modal|overlay"
-    r"|share\w*|sharing|social\w*|addthis|tags?|taglist|related\w*|recommend\w*|popular|trending|most-read"
-    r"|more-(?:stories|news|articles|from)|read-more|readmore|also-(?:like|read)|outbrain|taboola|pagination|pager"
-    r"|comments?|commentlist|respond|disqus\w*|replies|masthead|toolbar|skip-link|copyright|legal|print|meta|byline"
-    r"|author-?(?:bio|box|info)|bio|rating\w*|toc|navbox|catlinks|mw-jump\w*|editsection|noprint|hidden|hide|sr-only"
-    r"|screen-reader\w*|visually-?hidden|caption|credits?|teaser\w*|complementary|navigation|search\w*)"
+    r"(?:^|[\s_\-])(?:nav\w*|menus?|footer|foot|sidebar\w*|side|aside|widget\w*|banner|ads?|sponsor\w*|promo\w*"
+    r"|subscri\w*|signup|sign-up|login|overlay|share\w*|sharing|social\w*|addthis|tags?|taglist|popular"
+    r"|more-(?:stories|news|articles|from)|read-more|readmore|also-(?:like|read)|pagination|pager|masthead|toolbar"
+    r"|skip-link|copyright|legal|print|meta|byline|author\w*|bio|rating\w*|toc|navbox|catlinks|mw-jump\w*|editsection"
+    r"|noprint|hidden|hide|sr-only|screen-reader\w*|visually-?hidden|\w*captions?|\w*credits?|teaser\w*|complementary"
+    r"|navigation|search\w*|info-?box\w*|fact-?box\w*|timestamp|metadata|kicker|attribution|galler\w*|carousel\w*"
+    r"|slideshow\w*|lightbox\w*|slick\w*|prev|previous|next|prevnext|tooltip\w*|toast|key-?points|paywall\w*|capping)"
     r"(?:$|[\s_\-])"
+)
+# Names that are never the content, however much text they hold.
+_NEVER = re.compile(
+    r"(?:^|[\s_\-])(?:comments?|comment-?(?:list|area|form|section|thread|wrap\w*|content|body|text)|commentlist|respond"
+    r"|disqus\w*|replies|related\w*|recommend\w*|cookie\w*|gdpr|consent|onetrust\w*|outbrain|taboola|newsletter\w*"
+    r"|advert\w*|breadcrumbs?|most-read|trending|popup|modal)(?:$|[\s_\-])"
 )
 _CONTENT = re.compile(
     r"(?:^|[\s_\-])(?:article-?(?:body|content|text|detail\w*)|articlebody|entry-?content|post-?(?:content|body|text|entry)"
     r"|story-?(?:body|content|text)|content-?(?:body|main|article|text)|main-?(?:content|text)|page-?content"
     r"|body-?(?:content|text|copy)|mw-parser-output|markdown-body|prose|rich-?text|text-?body|hentry|blog-?post)"
     r"(?:$|[\s_\-])"
+)
+# Words of a layout or a state, not of a part: "sidebar-grid", "has-comments", "modal-enabled".
+_STATE = re.compile(
+    r"(?:^|[\-_])(?:grid|layout|row|col\w*|enabled|disabled|open|closed|allowed|has|no|not|with|without|is|js|single"
+    r"|template|page|type|format|category|tag|status)(?:$|[\-_])"
 )
 _NEUTRAL_TAGS = frozenset(("body", "html"))
 _FURNITURE_TAGS = frozenset(("footer", "aside", "form"))
@@ -56,7 +68,11 @@ def select(page: FlatPage) -> list[Block]:
     blocks, containers = page.blocks, page.containers
     if not blocks or not containers:
         return blocks
-    bad = _furniture(blocks, containers)
+    # First without believing names (but for those that never lie), so that an article inside a
+    # "sidebar-layout" is found; then nothing above it counts as furniture.
+    never = _furniture(blocks, containers, frozenset(), only_never=True)
+    first = _root(blocks, containers, [not never[block.container] for block in blocks])
+    bad = _furniture(blocks, containers, _ancestors(containers, first), only_never=False)
     live = [not bad[block.container] for block in blocks]
     root = _root(blocks, containers, live)
     inside = _descendants(containers, root)
@@ -72,6 +88,25 @@ def select(page: FlatPage) -> list[Block]:
     return [blocks[i] for i in chosen]
 
 
+@lru_cache(maxsize=20_000)
+def plain_names(names: str) -> str:
+    """Reduce class names to what they call the part: "block__element--modifier" to "element", no states."""
+    tokens = []
+    for token in names.split():
+        token = token.split("--")[0].rpartition("__")[2]
+        if token and not _STATE.search(token):
+            tokens.append(token)
+    return " ".join(tokens)
+
+
+def _ancestors(containers: Sequence[Container], index: int) -> frozenset[int]:
+    found = set()
+    while index >= 0:
+        found.add(index)
+        index = containers[index].parent
+    return frozenset(found)
+
+
 def _chars(blocks: Sequence[Block], chosen: Sequence[int]) -> int:
     return sum(len(blocks[i].text) for i in chosen)
 
@@ -85,8 +120,10 @@ def _descendants(containers: Sequence[Container], root: int) -> set[int]:
     return inside
 
 
-def _furniture(blocks: Sequence[Block], containers: Sequence[Container]) -> list[bool]:
-    """Mark containers that are furniture by name or tag, with all they hold, unless most of the text is there."""
+def _furniture(
+    blocks: Sequence[Block], containers: Sequence[Container], spared: frozenset[int], only_never: bool
+) -> list[bool]:
+    """Mark containers that are furniture by name or tag, with all they hold, but none that is `spared`."""
     size = [0] * len(containers)
     for block in blocks:
         if block.container >= 0:
@@ -106,13 +143,19 @@ def _furniture(blocks: Sequence[Block], containers: Sequence[Container]) -> list
                 continue
         if container.tag in ("article", "main"):
             article[index] = True
-        if container.tag in _NEUTRAL_TAGS:
+        if container.tag in _NEUTRAL_TAGS or index in spared:
             continue
-        named = container.names
+        named = plain_names(container.names)
+        if only_never:
+            bad[index] = bool(named) and bool(_NEVER.search(named)) and size[index] < 0.8 * total
+            continue
+        if named and _NEVER.search(named) and size[index] < 0.8 * total:
+            bad[index] = True
+            continue
         furniture = container.tag in _FURNITURE_TAGS or (container.tag == "header" and not article[index])
         if named and not furniture:
             furniture = bool(_FURNITURE.search(named)) and not _CONTENT.search(named)
-        if furniture and size[index] < 0.35 * total:
+        if furniture and size[index] < 0.5 * total:
             bad[index] = True
     return bad
 
@@ -144,14 +187,13 @@ def _root(blocks: Sequence[Block], containers: Sequence[Container], live: Sequen
         if container.parent >= 0:
             text[container.parent] += text[container.index]
             links[container.parent] += links[container.index]
-    total = max(1, text[0] - links[0])
     best, best_score = 0, -1.0
     for container in containers:
         index = container.index
         if score[index] <= 0 or text[index] == 0:
             continue
         value = score[index] * (1 - links[index] / text[index])
-        names = container.names
+        names = plain_names(container.names)
         if "articlebody" in container.itemprop:
             value *= 2.0
         elif container.tag == "article" or (names and _CONTENT.search(names)):
@@ -162,28 +204,44 @@ def _root(blocks: Sequence[Block], containers: Sequence[Container], live: Sequen
             value *= 0.7
         if value > best_score:
             best, best_score = index, value
-    # Climb while the parent adds a good deal of plain text: an article in several sections.
-    while containers[best].parent >= 0:
-        parent = containers[best].parent
-        own = text[best] - links[best]
-        above = text[parent] - links[parent]
-        if own >= 0.9 * total:
+    return _climb(containers, best, text, links)
+
+
+def _climb(containers: Sequence[Container], best: int, text: Sequence[int], links: Sequence[int]) -> int:
+    """Return the highest ancestor that still adds mostly plain text: an article in several sections."""
+    index = top = best
+    for _ in range(6):
+        index = containers[index].parent
+        if index < 0 or containers[index].tag in _NEUTRAL_TAGS:
             break
-        gain = (above - own) / max(own, 1)
-        density = (links[parent] - links[best]) / max(1, text[parent] - text[best])
-        if above == own or (gain > 0.15 and density < 0.2 and containers[parent].tag not in _NEUTRAL_TAGS):
-            best = parent
+        own, above = text[top] - links[top], text[index] - links[index]
+        added = text[index] - text[top]
+        if added <= 0:
             continue
-        break
-    return best
+        density = (links[index] - links[top]) / added
+        if (above - own > 0.15 * own and density < 0.25) or containers[index].tag == "article":
+            top = index
+    return top
+
+
+def _inside_figures(containers: Sequence[Container]) -> list[bool]:
+    inside = [False] * len(containers)
+    for container in containers:
+        inside[container.index] = container.tag == "figure" or (
+            container.parent >= 0 and inside[container.parent]
+        )
+    return inside
 
 
 def _clean(blocks: Sequence[Block], containers: Sequence[Container], chosen: list[int]) -> list[int]:
     """Drop blocks of links and single words of furniture; cut off what follows the article."""
     kept: list[int] = []
+    figures = _inside_figures(containers)
     for i in chosen:
         block = blocks[i]
         size = len(block.text)
+        if block.kind in ("text", "item") and (block.tag == "figcaption" or figures[block.container]):
+            continue  # describes a picture that is not in the text
         if block.kind in ("code", "table"):
             if block.kind == "table" and block.link_chars > 0.7 * size:
                 continue
@@ -194,12 +252,18 @@ def _clean(blocks: Sequence[Block], containers: Sequence[Container], chosen: lis
         if size < 100 and _JUNK.match(block.text):
             continue
         kept.append(i)
+    rest = total = _chars(blocks, kept)
     for place, i in enumerate(kept):
-        if len(blocks[i].text) < 90 and place > 0.5 * len(kept) and _END.match(blocks[i].text.strip(" :")):
+        if len(blocks[i].text) < 90 and rest < 0.3 * total and _END.match(blocks[i].text.strip(" :")):
             kept = kept[:place]
             break
-    # Headings with nothing under them say nothing.
+        rest -= len(blocks[i].text)
+    # Headings with nothing under them say nothing; the first of the page is its title, kept apart.
     result: list[int] = []
+    for place, i in enumerate(kept[:4]):
+        if blocks[i].kind == "heading" and blocks[i].level == 1:
+            del kept[place]
+            break
     for place, i in enumerate(kept):
         if blocks[i].kind == "heading" and place > 0:
             following = kept[place + 1] if place + 1 < len(kept) else -1
