@@ -28,6 +28,7 @@ class EvalConfig:
     chat: put generation prompts into the model's chat template instead of the plain few-shot text.
     judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers; judge_key_env
         names the environment variable that holds its key, so that no key is written to a file.
+    dtype: precision of the torch model; `auto` is bfloat16 on a GPU and float32 on a CPU.
     num_threads: threads of the engine; None lets it choose.
     backend: engine back end for GGUF files ("auto", "native", "numpy").
     """
@@ -47,6 +48,7 @@ class EvalConfig:
     judge_model: str = ""
     judge_key_env: str = "OPENAI_API_KEY"
     timeout_s: float = 120.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_threads: int | None = None
     backend: str = "auto"
 

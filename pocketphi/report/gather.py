@@ -134,7 +134,8 @@ def forecast_figures(run_dir: Path, artifacts: Mapping[str, Artifact]) -> list[d
         forecast = {}
     rows = []
     for name, found in artifacts.items():
-        guess = forecast.get(name) if isinstance(forecast.get(name), dict) else {}
+        guess = forecast.get(name)
+        guess = guess if isinstance(guess, dict) else {}
         rows.append(
             {
                 "stage": name,

@@ -69,13 +69,13 @@ def nearest_documents(corpus: Artifact, answers: Sequence[str], max_bytes: int) 
             text = texts[row].as_py() or ""
             searched += 1
             searched_bytes += len(text)
-            shared = triples(text) & union
+            shared = frozenset(triples(text) & union)
             if shared:
                 holders.update(shared)
-                hits.append((number, row, frozenset(shared)))
+                hits.append((number, row, shared))
     nearest = []
     for mine in wanted:
-        scored = []
+        scored: list[tuple[float, int, int, frozenset[tuple[str, str, str]]]] = []
         for number, row, shared in hits:
             both = shared & mine
             if both:

@@ -179,7 +179,7 @@ def _scores(figures: Mapping[str, Any]) -> str:
         return ""
     accuracies = [e for e in found["tasks"] if e["kind"] != "bits"]
     left = [_card("Accuracy against chance", plots.scores(accuracies))] if accuracies else []
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for e in found["tasks"]:
         percent = e["kind"] != "bits"
         shown = f"{100 * e['value']:.1f}%" if percent else f"{e['value']:.4f}"

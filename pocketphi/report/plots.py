@@ -20,7 +20,7 @@ _VARIABLES = {
     GRID: "var(--line)",
     **{color: f"var(--c{i + 1})" for i, color in enumerate(SERIES)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,

@@ -44,7 +44,8 @@ class TorchScorer:
             torch.set_num_threads(config.num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # bfloat16 on a CPU is slower than float32 and rounds more.
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        name = "bfloat16" if self._device.type == "cuda" else "float32"
+        dtype = getattr(torch, name if config.dtype == "auto" else config.dtype)
         self._dtype = dtype
         self._model = models.load(folder, dtype=dtype, device=self._device).eval()
         self.tokenizer = tokenizers.load(folder)
@@ -118,7 +119,7 @@ class TorchScorer:
         LongRoPE picks its factors by length. Without this, a short row of a batch would be rotated
         as its longest neighbour is, and its score would depend on who else is in the batch.
         """
-        limit = self._model.config.original_max_position_embeddings
+        limit = self._model.config.original_max_position_embeddings or 0
         lengths = [len(c) + len(o) - 1 for c, o in rows]
         if not self._model.config.rope_scaling or width <= limit or min(lengths) > limit:
             return None

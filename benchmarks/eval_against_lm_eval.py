@@ -1,0 +1,290 @@
+"""Compare our scores with lm-evaluation-harness, item by item, on the same weights and the same rows.
+
+    python benchmarks/eval_against_lm_eval.py MODEL_FOLDER --data DATA [--gguf FILE] [--limit 40]
+
+MODEL_FOLDER is a Hugging Face folder (lm-eval's own back end reads it through transformers; ours reads
+it through `pocketphi.model`); `--gguf` adds a run of ours on the engine, and `--folder-from-gguf` makes
+the folder first, by letting transformers dequantise the GGUF file. Prints one row per task: items, equal
+choices, equal length-normalised choices, largest difference of a log-likelihood, seconds of each.
+
+Independent judge: lm-eval's tasks are taken from its own YAML files; only where the rows come from is
+replaced by local files. Needs: lm-eval, transformers, datasets, accelerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pocketphi import evals
+from pocketphi.evals import data as benchmark_data
+from pocketphi.evals.stage import load_task
+from pocketphi.evals.task import parse_task, pick
+
+Row = dict[str, Any]
+LETTERS = "ABCDE"
+
+
+def arc(row: Row) -> Row:
+    question = row["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    labels = list(LETTERS[: len(row["choices"])])
+    return {
+        "question": question,
+        "question_stem": question,
+        "choices": {"text": row["choices"], "label": labels},
+        "answerKey": labels[row["gold"]],
+    }
+
+
+def boolq(row: Row) -> Row:
+    passage, _, rest = row["query"].rpartition("\nQuestion: ")
+    question = rest.removesuffix("\nAnswer:").removesuffix("?")
+    return {"passage": passage, "question": question, "label": int(row["choices"][row["gold"]] == "yes")}
+
+
+def lambada(row: Row) -> Row:
+    return {"text": f"{row['query']} {row['answers_text'][0]}"}
+
+
+def same(row: Row) -> Row:
+    return {k: v for k, v in row.items() if k not in ("query", "gold")}
+
+
+# Our task -> (lm-eval's YAML, rows in the columns of the origin)
+TASKS: dict[str, tuple[str, Callable[[Row], Row]]] = {
+    "arc_easy": ("arc/arc_easy.yaml", arc),
+    "arc_challenge": ("arc/arc_challenge.yaml", arc),
+    "hellaswag": ("hellaswag/hellaswag.yaml", same),
+    "piqa": ("piqa/piqa.yaml", lambda r: {k: r[k] for k in ("goal", "sol1", "sol2", "label")}),
+    "winogrande": (
+        "winogrande/default.yaml",
+        lambda r: {k: r[k] for k in ("sentence", "option1", "option2", "answer")},
+    ),
+    "openbookqa": ("openbookqa/openbookqa.yaml", arc),
+    "boolq": ("super_glue/boolq/default.yaml", boolq),
+    "sciq": ("sciq/sciq.yaml", same),
+    "lambada": ("lambada/lambada_openai.yaml", lambada),
+    "mmlu": ("mmlu/default/mmlu_{subject}.yaml", same),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--folder-from-gguf", action="store_true")
+    parser.add_argument("--engine", action="store_true", help="score the GGUF file on the engine too")
+    parser.add_argument("--limit", type=int, default=40, help="items of each task; 0 takes all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--shots", type=int, default=0)
+    parser.add_argument("--subjects", type=int, default=4, help="MMLU subjects")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    options.limit = options.limit or None
+    if options.folder_from_gguf and not (options.folder / "config.json").exists():
+        make_folder(options.gguf, options.folder)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    judge = Judge(options.folder, options.device, options.batch)
+    rows = []
+    for name in options.tasks:
+        row = compare_task(name, judge, options)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    total, agree = sum(r["n"] for r in rows), sum(r["equal_choices"] for r in rows)
+    print(json.dumps({"items": total, "equal_choices": agree, "share": round(agree / total, 5)}))
+
+
+def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
+    config = evals.EvalConfig(
+        tasks=[f"{name}:shots={options.shots}" if options.shots else name],
+        data_dir=options.data,
+        limit=options.limit,
+        batch_size=options.batch,
+        dtype="float32",
+        backend=options.backend,
+        num_threads=options.threads,
+    )
+    task = parse_task(config.tasks[0])
+    if name == "mmlu":
+        subjects = sorted({q.group for q in load_task(config, task, None).items})[: options.subjects]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        source = benchmark_data.require(options.data, task.file or "")
+        raw = list(benchmark_data.read(source, ()))
+        if name == "mmlu":
+            # All subjects weigh alike here; the judge knows one task per subject.
+            kept = [i for i, r in enumerate(raw) if r["subject"] in subjects]
+            kept = [kept[i] for i in pick((str(i) for i in kept), options.limit, name)]
+            write(place / f"{task.file}.jsonl", [raw[i] for i in kept])
+            write(
+                place / "mmlu.dev.jsonl",
+                list(benchmark_data.read(benchmark_data.require(options.data, "mmlu.dev"), ())),
+            )
+        else:
+            everything = load_task(config, task, None).items
+            if task.shots_file == task.file and options.shots:
+                raise SystemExit(f"{name}: shots come from the scored rows, the judge cannot draw them")
+            chosen = pick((q.id for q in everything), options.limit, task.name)
+            write(place / f"{task.file}.jsonl", [raw[i] for i in chosen])
+            if task.shots and task.shots_file:
+                write(
+                    place / f"{task.shots_file}.jsonl",
+                    list(benchmark_data.read(benchmark_data.require(options.data, task.shots_file), ())),
+                )
+        started = time.monotonic()
+        theirs = judge.score(name, place, task, options.shots)
+        their_seconds = time.monotonic() - started
+        result: Row = {"task": name, "shots": options.shots, "n": len(theirs)}
+        for label, model in (("torch", options.folder), ("engine", options.gguf)):
+            if model is None or (label == "engine" and not options.engine):
+                continue
+            here = evals.EvalConfig(**{**vars(config), "data_dir": place, "limit": None})
+            started = time.monotonic()
+            found = evals.run(here, {"model": model}, out=place / f"out-{label}")
+            ours = [json.loads(line) for line in found.file("items.jsonl").read_text().splitlines()]
+            # `task_s` leaves out loading the model, as the judge's time does.
+            seconds = found.manifest["timings"][f"{task.label}_s"]
+            by_id = {(o["group"], o["id"]): o for o in ours}
+            assert len(by_id) == len(theirs), (len(by_id), len(theirs))
+            figures = differences(ours, theirs, name)
+            if label == "torch":
+                result.update(figures)
+            else:
+                result.update({f"engine_{k}": v for k, v in figures.items()})
+            result[f"{label}_s"] = round(seconds, 1)
+        result["lm_eval_s"] = round(their_seconds, 1)
+    return result
+
+
+def differences(ours: list[Row], theirs: list[Row], name: str) -> Row:
+    if name == "mmlu":
+        order = sorted(range(len(ours)), key=lambda i: (ours[i]["group"], i))
+        ours = [ours[i] for i in order]
+    equal = equal_norm = 0
+    largest = 0.0
+    unequal = []
+    for a, b in zip(ours, theirs):
+        logprobs = (
+            [float(r[0]) for r in b["filtered_resps"]]
+            if name != "lambada"
+            else [float(b["filtered_resps"][0][0])]
+        )
+        largest = max(largest, *(abs(x - y) for x, y in zip(a["logprobs"], logprobs)))
+        if name == "lambada":
+            chosen = 0 if b["acc"] else -1
+            equal += a["pred"] == chosen
+            equal_norm += 1
+            continue
+        chosen = max(range(len(logprobs)), key=logprobs.__getitem__)
+        equal += a["pred"] == chosen
+        if a["pred"] != chosen:
+            unequal.append(round(a["margin"], 5))
+        equal_norm += a["correct_norm"] == int(b["acc_norm"]) if "acc_norm" in b else 1
+    accuracy = sum(o["correct"] for o in ours) / len(ours)
+    return {
+        "accuracy": round(accuracy, 4),
+        "lm_eval_accuracy": round(sum(float(t["acc"]) for t in theirs) / len(theirs), 4),
+        "equal_choices": equal,
+        "equal_norm": equal_norm,
+        "largest_difference": round(largest, 5),
+        "margins_of_unequal": unequal,
+    }
+
+
+class Judge:
+    """lm-eval's Hugging Face back end on the folder."""
+
+    def __init__(self, folder: Path, device: str, batch: int) -> None:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=device)
+
+    def score(self, name: str, place: Path, task: Any, shots: int) -> list[Row]:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        yaml_name, convert = TASKS[name]
+        home = Path(lm_eval.__file__).parent / "tasks"
+        configs = place / "lm_eval"
+        configs.mkdir()
+        rows = list(benchmark_data.read(benchmark_data.require(place, task.file), ()))
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.get("subject", "") if name == "mmlu" else "", []).append(row)
+        names = []
+        for group in sorted(groups):
+            own = f"local_{name}_{group}" if group else f"local_{name}"
+            names.append(own)
+            files = {}
+            write(configs / f"{own}.jsonl", [convert(r) for r in groups[group]])
+            splits = ("test", "validation")
+            for split in splits:
+                files[split] = str(configs / f"{own}.jsonl")
+            if name == "mmlu":
+                dev = [
+                    convert(r)
+                    for r in benchmark_data.read(benchmark_data.require(place, "mmlu.dev"), ())
+                    if r["subject"] == group
+                ]
+                write(configs / f"{own}.dev.jsonl", dev)
+                files["dev"] = str(configs / f"{own}.dev.jsonl")
+            lines = [
+                f"include: {home / yaml_name.format(subject=group)}",
+                f"task: {own}",
+                "tag: null",
+                "dataset_path: json",
+                "dataset_name: null",
+                "training_split: null",
+                f"dataset_kwargs: {json.dumps({'data_files': files})}",
+            ]
+            (configs / f"{own}.yaml").write_text("\n".join(lines) + "\n")
+        manager = TaskManager(include_path=str(configs))
+        found = lm_eval.simple_evaluate(
+            model=self.model,
+            tasks=names,
+            num_fewshot=shots or 0,
+            task_manager=manager,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+        assert found is not None
+        return [s for own in names for s in sorted(found["samples"][own], key=lambda s: s["doc_id"])]
+
+
+def make_folder(gguf: Path, folder: Path) -> None:
+    """Let transformers dequantise a GGUF file into a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
