@@ -15,6 +15,7 @@ from pocketphi.corpus.extraction.walk import Block, Container, FlatPage
 
 _MIN_VOTE_CHARS = 25
 _MIN_CONTENT_CHARS = 250
+_MIN_LEFT_SHARE = 0.4
 
 # Names that say what a container is not. Matched on class, id and role, after `plain_names`.
 _FURNITURE = re.compile(
@@ -31,7 +32,7 @@ _FURNITURE = re.compile(
 _NEVER = re.compile(
     r"(?:^|[\s_\-])(?:comments?|comment-?(?:list|area|form|section|thread|wrap\w*|content|body|text)|commentlist|respond"
     r"|disqus\w*|replies|related\w*|recommend\w*|cookie\w*|gdpr|consent|onetrust\w*|outbrain|taboola|newsletter\w*"
-    r"|advert\w*|breadcrumbs?|most-read|trending|popup|modal)(?:$|[\s_\-])"
+    r"|advert\w*|breadcrumbs?|most-read|trending|popup|modal|dialog|privacy\w*)(?:$|[\s_\-])"
 )
 _CONTENT = re.compile(
     r"(?:^|[\s_\-])(?:article-?(?:body|content|text|detail\w*)|articlebody|entry-?content|post-?(?:content|body|text|entry)"
@@ -73,6 +74,10 @@ def select(page: FlatPage) -> list[Block]:
     never = _furniture(blocks, containers, frozenset(), only_never=True)
     first = _root(blocks, containers, [not never[block.container] for block in blocks])
     bad = _furniture(blocks, containers, _ancestors(containers, first), only_never=False)
+    inside = _descendants(containers, first)
+    before = _plain_chars(blocks, inside, never)
+    if _plain_chars(blocks, inside, bad) < _MIN_LEFT_SHARE * before:
+        bad = never  # names that would remove most of the article mean something else here
     live = [not bad[block.container] for block in blocks]
     root = _root(blocks, containers, live)
     inside = _descendants(containers, root)
@@ -105,6 +110,15 @@ def _ancestors(containers: Sequence[Container], index: int) -> frozenset[int]:
         found.add(index)
         index = containers[index].parent
     return frozenset(found)
+
+
+def _plain_chars(blocks: Sequence[Block], inside: set[int], bad: Sequence[bool]) -> int:
+    """Characters outside links, in containers `inside` that are not `bad`."""
+    return sum(
+        len(block.text) - block.link_chars
+        for block in blocks
+        if block.container in inside and not bad[block.container]
+    )
 
 
 def _chars(blocks: Sequence[Block], chosen: Sequence[int]) -> int:
@@ -147,7 +161,8 @@ def _furniture(
             continue
         named = plain_names(container.names)
         if only_never:
-            bad[index] = bool(named) and bool(_NEVER.search(named)) and size[index] < 0.8 * total
+            never = container.tag in ("footer", "aside") or (bool(named) and bool(_NEVER.search(named)))
+            bad[index] = never and size[index] < 0.8 * total
             continue
         if named and _NEVER.search(named) and size[index] < 0.8 * total:
             bad[index] = True
@@ -219,7 +234,12 @@ def _climb(containers: Sequence[Container], best: int, text: Sequence[int], link
         if added <= 0:
             continue
         density = (links[index] - links[top]) / added
-        if (above - own > 0.15 * own and density < 0.25) or containers[index].tag == "article":
+        gain = above - own
+        if (
+            (gain > 0.15 * own and density < 0.25)
+            or (gain > 0.03 * own and density < 0.08)
+            or containers[index].tag == "article"
+        ):
             top = index
     return top
 

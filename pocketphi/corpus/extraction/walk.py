@@ -255,8 +255,8 @@ class _Walker:
         if not isinstance(tag, str):
             return
         if tag in _DROP:
-            if tag == "script" and (element.get("type") or "").startswith("math/tex"):
-                self.parts.append(delimited(element.text or "", "display" in element.get("type")))
+            if tag == "script" and element.get("type") and element.text:
+                self.script(element, element.get("type").lower(), container, depth)
             return
         if depth > _MAX_DEPTH:
             # Deeper than any page means it: take the text, without its structure.
@@ -278,6 +278,16 @@ class _Walker:
             self.flush()
         else:  # p, dt, dd, figcaption, summary, legend, caption and unknown elements
             self.block(element, container, depth, "text", 0)
+
+    def script(self, element: Any, kind: str, container: int, depth: int) -> None:
+        """Two kinds of script are text: formulas for MathJax, and the articles of Blogger's templates."""
+        if kind.startswith("math/tex"):
+            self.parts.append(delimited(element.text, "display" in kind))
+        elif kind == "text/template" and "<p" in element.text:
+            inner = parse(element.text)
+            body = inner.find("body") if inner is not None else None
+            if body is not None:
+                self.children(body, container, depth + 1)
 
     def children(self, element: Any, container: int, depth: int) -> None:
         self.text(element.text)
@@ -330,7 +340,7 @@ class _Walker:
         self.kind, self.tag, self.level, self.container = before
 
     def group(self, element: Any, tag: str, container: int, depth: int) -> None:
-        if _hidden(element):
+        if tag not in ("html", "body") and _hidden(element):
             return
         self.flush()
         names = " ".join(filter(None, (element.get("class"), element.get("id"), element.get("role")))).lower()
