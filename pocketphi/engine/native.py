@@ -207,7 +207,9 @@ class NativeBackend:
     # A step of four tokens costs little more than a step of one: reading the weights is what costs.
     cheap_draft_tokens = 3
 
-    def __init__(self, config: ModelConfig, options: BackendOptions, *, interleaved: bool, tied: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, options: BackendOptions, *, interleaved: bool, tied: bool
+    ) -> None:
         reason = available()
         path = library_path()
         if reason or path is None:
@@ -257,7 +259,13 @@ class NativeBackend:
     # Loading
 
     def set_tensor(
-        self, name: str, type: str, shape: tuple[int, ...], data: Any, *, store: str | None = None,
+        self,
+        name: str,
+        type: str,
+        shape: tuple[int, ...],
+        data: Any,
+        *,
+        store: str | None = None,
         discard: bool = False,
     ) -> None:
         """Hand one tensor over, by its GGUF name; it is copied into the core's layout.
@@ -304,7 +312,9 @@ class NativeBackend:
             assert isinstance(session, NativeSession)
             given = np.asarray(ids)
             if given.ndim != 1 or not given.size:
-                raise EngineError(f"expected a list of at least one token id, found shape {list(given.shape)}")
+                raise EngineError(
+                    f"expected a list of at least one token id, found shape {list(given.shape)}"
+                )
             if given.min() < 0 or given.max() >= self.config.vocab_size:
                 bad = int(given[(given < 0) | (given >= self.config.vocab_size)][0])
                 raise EngineError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
@@ -402,7 +412,10 @@ _NAMES = {
 
 def _tensors(weights: Weights) -> list[tuple[str, Part]]:
     """Every part of the file with the name that the core knows it by, in layer order."""
-    pairs = [("token_embd.weight", weights.parts["embed"][0]), ("output_norm.weight", weights.parts["norm"][0])]
+    pairs = [
+        ("token_embd.weight", weights.parts["embed"][0]),
+        ("output_norm.weight", weights.parts["norm"][0]),
+    ]
     if not weights.tied:
         pairs.append(("output.weight", weights.parts["head"][0]))
     for n in range(weights.config.num_hidden_layers):
@@ -440,5 +453,3 @@ def load(weights: Weights, options: BackendOptions) -> NativeBackend:
         backend.close()
         raise
     return backend
-
-

@@ -1,0 +1,74 @@
+// Which kernels this machine can run.
+
+#include <cstring>
+
+#include "model.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace pp {
+
+namespace {
+
+struct Choice {
+  const Kernels* kernels;
+  bool supported;
+};
+
+int choices(Choice* out) {
+  int count = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+  out[count++] = {&kernels_avx512vnni, avx512};
+  out[count++] = {&kernels_avx2, avx2};
+#endif
+#if defined(__aarch64__)
+#if defined(__linux__)
+  const bool dot_products = getauxval(AT_HWCAP) & (1ul << 20);  // HWCAP_ASIMDDP
+#else
+  const bool dot_products = true;
+#endif
+  out[count++] = {&kernels_neon, dot_products};
+#endif
+  out[count++] = {&kernels_generic, true};
+  return count;
+}
+
+}  // namespace
+
+const Kernels* select_kernels(const char* name) {
+  Choice all[4];
+  const int count = choices(all);
+  for (int i = 0; i < count; ++i) {
+    if (name && strcmp(name, all[i].kernels->name) != 0) continue;
+    if (all[i].supported) return all[i].kernels;
+    if (name) {
+      fail("kernels '%s' need instructions that this processor does not have", name);
+      return nullptr;
+    }
+  }
+  fail("unknown kernels '%s' (this build has: %s)", name ? name : "", kernels_available());
+  return nullptr;
+}
+
+const char* kernels_available() {
+  static char text[128];
+  Choice all[4];
+  const int count = choices(all);
+  char built[128] = "";
+  for (int i = 0; i < count; ++i) {
+    if (!all[i].supported) continue;
+    if (built[0]) strcat(built, ",");
+    strcat(built, all[i].kernels->name);
+  }
+  strcpy(text, built);
+  return text;
+}
+
+}  // namespace pp

@@ -1,0 +1,124 @@
+// The table of kernels that each instruction set fills, and the memory layouts they share.
+//
+// Every kernel computes a given output with the same floating-point operations in the same order on every
+// instruction set and for every number of tokens: lanes are rows of a matrix or positions of a sequence,
+// never parts of one sum. So results are bit for bit equal across machines, chunkings and batches.
+//
+// Only plain types here: kernel files are compiled with flags that the rest of the program must not see,
+// so they share no inline function with it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pp {
+
+// A packed matrix is a sequence of tiles of 32 rows; a tile holds, for one stretch of columns after the
+// other, the weights of its 32 rows with their scales beside them, so that it is read once from start to
+// end. A stretch is 32 columns (256 for the K formats, 1 for floats).
+constexpr int kTileRows = 32;
+constexpr int kGroup = 32;
+
+// Weights of a stretch come in 64-byte pieces: 4 consecutive columns of 16 rows, row after row. A nibble
+// piece holds columns c..c+3 in the low and c+4..c+7 in the high halves. Rows 0-15 come before 16-31.
+enum Pack : int {
+  kPackF32,   // [column][32 rows]
+  kPackF16,
+  kPackBF16,
+  kPackQ8,    // 1024 bytes of int8, 32 half scales
+  kPackQ4S,   // 512 bytes of nibbles, 32 half scales; value = d (q - 8)
+  kPackQ4A,   // 512 bytes of nibbles, 32 half scales, 32 half offsets; value = d q + m
+  kPackQ4K,   // 32 half d, 32 half dmin, then 8 of: nibbles, 32 byte scales, 32 byte minima
+  kPackQ5K,   // as Q4K with 128 bytes of fifth bits after the nibbles: bit j is quad j's
+  kPackQ6K,   // 32 half d, then 8 of: nibbles, 256 bytes of bit pairs, 2 x 32 int8 scales; d s (q - 32)
+  kNumPacks
+};
+
+// Activations of up to 6 tokens form a panel: for every group of 32 columns a record of int8 values
+// [token][32], then per token: scale, scale times sum, 8 times the sum, sums of both halves.
+// As float32 a panel is [column][token].
+constexpr int kPanelTokens = 6;
+constexpr int kRecordBytes = 32 + 4 * 5;  // per token
+
+inline int num_panels(int tokens) { return (tokens + kPanelTokens - 1) / kPanelTokens; }
+inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
+
+enum Epilogue : int { kStore, kAdd, kSiluMul };
+
+struct LinearCall {
+  const uint8_t* tiles;
+  size_t tile_bytes;
+  int pack;
+  int cols;
+  int rows;  // of the output; for kSiluMul a tile gives 16, its rows 0-15 being gates and 16-31 values
+  int tile_begin, tile_end;
+  const uint8_t* panels;
+  int num_tokens;
+  int panel_begin, panel_end;
+  bool float_panels;
+  float* out;
+  size_t out_stride;
+  int epilogue;
+};
+
+// Keys and values of one head for kChunk consecutive positions:
+// keys [position / 16][channel][16 positions], values [position][channel], and for 8-bit caches a float
+// scale for every key and every value. Channels are padded to a multiple of 16.
+constexpr int kChunk = 256;
+constexpr int kMaxQueries = 32;
+
+struct AttendCall {
+  int cache_type;
+  int head_dim, padded_dim;
+  const uint8_t* keys;
+  const uint8_t* values;
+  const float* key_scales;
+  const float* value_scales;
+  int num_queries;
+  const float* queries[kMaxQueries];
+  int begin[kMaxQueries], end[kMaxQueries];  // positions of the chunk that a query sees
+  float scale;
+  float* scratch;  // kAttendScratch floats
+  float* out;      // [query][padded_dim], not yet divided by the sum
+  float* largest;  // [query]
+  float* total;    // [query]
+};
+inline size_t attend_scratch_floats(int padded_dim) {
+  return size_t(kMaxQueries) * kChunk + size_t(padded_dim) * 64;
+}
+
+struct Kernels {
+  const char* name;
+  void (*linear)(const LinearCall&);
+  // y = x / rms(x) * weight
+  void (*rms_norm)(const float* x, const float* weight, float* y, int n, float epsilon);
+  // One token into its column of a panel: token t of the panel's `tokens`.
+  void (*quantize)(const float* x, int n, uint8_t* panel, int t, int tokens);
+  void (*attend)(const AttendCall&);
+  // Add a chunk's part (m2, l2, o2) to the running (m, l, o).
+  void (*merge)(float* m, float* l, float* o, float m2, float l2, const float* o2, int padded_dim);
+  // Write one position's key and value of one head (p: position in the chunk).
+  void (*store_kv)(int cache_type, const float* key, const float* value, int head_dim, int padded_dim, int p,
+                   uint8_t* keys, uint8_t* values, float* key_scales, float* value_scales);
+  // Rotate one head in place.
+  void (*rope)(float* x, const float* cosines, const float* sines, int head_dim, bool interleaved);
+  // The inner instruction, `rounds` times 6 x 8 of them on 16 rows each: for the rate probe.
+  int64_t (*int8_probe)(int64_t rounds);
+  // Sum of bytes read, 64 at a time.
+  uint64_t (*read_probe)(const uint8_t* data, size_t bytes);
+};
+
+extern const Kernels kernels_generic;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512vnni;
+#endif
+#if defined(__aarch64__)
+extern const Kernels kernels_neon;
+#endif
+
+// One stretch-free view for the float path: columns [32 * group, ...) of a tile as float32
+// [columns][32 rows], in the arithmetic of the formats' reference. Plain C++ (pack.cpp).
+void unpack_group(int pack, const uint8_t* tile, int group, int cols, float* out);
+
+}  // namespace pp
