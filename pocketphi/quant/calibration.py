@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from pocketphi.core import progress
 from pocketphi.core.errors import DataError
-from pocketphi.core.gguf import TYPE_BY_NAME
 from pocketphi.engine.formats import dequantise
 from pocketphi.engine.weights import Weights
 from pocketphi.model import PhiForCausalLM
@@ -162,51 +161,49 @@ _FEEDBACK = ("Q4_0", "Q4_1", "Q4_K", "Q6_K")
 
 def gptq(x_RC: np.ndarray, type_: str, H_CC: np.ndarray, *, damping: float, refine_passes: int) -> np.ndarray:
     """Round with error feedback, then improve by coordinate descent; see the module's text."""
-    kind = rounding.block_type(type_, x_RC.shape[1])
+    width = rounding.block_type(type_, x_RC.shape[1]).block_size
     rows, columns = x_RC.shape
-    width = kind.block_size
     H_CC = H_CC.copy()
     dead = np.diag(H_CC) <= 0
     H_CC[dead, dead] = 1.0
     importance = np.diag(H_CC).astype(np.float32)
     factor = _feedback_factor(H_CC, damping)
-    work = x_RC.astype(np.float32).copy()
-    value = np.empty_like(work)
-    step, base = np.empty_like(work), np.empty_like(work)
+    # Columns are worked on one at a time: they lie contiguous here.
+    x_CR = np.ascontiguousarray(x_RC.T, dtype=np.float32)
+    work = x_CR.copy()
+    value, step, base, inverse = (np.empty_like(work) for _ in range(4))
     grids = []
     span = max(width, _LAZY_COLUMNS // width * width)
     for outer in range(0, columns, span):
         outer_end = min(outer + span, columns)
-        errors = np.empty((rows, outer_end - outer), dtype=np.float32)
+        errors = np.empty((outer_end - outer, rows), dtype=np.float32)
         for start in range(outer, outer_end, width):
-            end = start + width
-            weight = np.broadcast_to(importance[start:end], (rows, width))
-            grid = rounding.fit(np.ascontiguousarray(work[:, start:end]), type_, weight)
+            at = slice(start, start + width)
+            weight = np.broadcast_to(importance[at], (rows, width))
+            grid = rounding.fit(np.ascontiguousarray(work[at].T), type_, weight)
             grids.append(grid)
-            step[:, start:end], base[:, start:end] = grid.columns(width)
-            for j in range(start, end):
-                value[:, j] = _nearest(work[:, j], step[:, j], base[:, j], grid)
-                error = (work[:, j] - value[:, j]) / factor[j, j]
-                errors[:, j - outer] = error
+            step_RW, base_RW = grid.columns(width)
+            step[at], base[at] = step_RW.T, base_RW.T
+            inverse[at] = rounding.inverse(step[at])
+            for j in range(start, start + width):
+                q = np.clip(np.rint((work[j] - base[j]) * inverse[j]), grid.low, grid.high)
+                value[j] = step[j] * q + base[j]
+                error = (work[j] - value[j]) / factor[j, j]
+                errors[j - outer] = error
                 if j + 1 < outer_end:
-                    work[:, j + 1 : outer_end] -= np.outer(error, factor[j, j + 1 : outer_end])
+                    work[j + 1 : outer_end] -= factor[j, j + 1 : outer_end, None] * error
         if outer_end < columns:
-            work[:, outer_end:] -= errors @ factor[outer:outer_end, outer_end:]
+            work[outer_end:] -= factor[outer:outer_end, outer_end:].T @ errors
     low, high = grids[0].low, grids[0].high
     for _ in range(refine_passes):
-        if not _descend(x_RC, value, step, base, low, high, H_CC.astype(np.float32)):
+        if not _descend(x_CR, value, step, base, inverse, low, high, H_CC.astype(np.float32)):
             break
-    blocks = []
-    for i, grid in enumerate(grids):
-        at = slice(i * width, (i + 1) * width)
-        inverse = rounding._inverse(step[:, at])
-        q_RW = np.clip(np.rint((value[:, at] - base[:, at]) * inverse), low, high).astype(np.int8)
-        blocks.append(rounding.pack(type_, grid, q_RW).view(np.uint8).reshape(rows, -1))
-    return np.concatenate(blocks, axis=1)
-
-
-def _nearest(x: np.ndarray, step: np.ndarray, base: np.ndarray, grid: rounding.Grid) -> np.ndarray:
-    return step * np.clip(np.rint((x - base) * rounding._inverse(step)), grid.low, grid.high) + base
+    q_CR = np.clip(np.rint((value - base) * inverse), low, high).astype(np.int8)
+    blocks = [
+        rounding.pack(type_, grid, np.ascontiguousarray(q_CR[i * width : (i + 1) * width].T))
+        for i, grid in enumerate(grids)
+    ]
+    return np.concatenate([b.view(np.uint8).reshape(rows, -1) for b in blocks], axis=1)
 
 
 def _feedback_factor(H_CC: np.ndarray, damping: float) -> np.ndarray:
@@ -225,33 +222,32 @@ def _feedback_factor(H_CC: np.ndarray, damping: float) -> np.ndarray:
 
 
 def _descend(
-    x_RC: np.ndarray,
-    value_RC: np.ndarray,
-    step_RC: np.ndarray,
-    base_RC: np.ndarray,
+    x_CR: np.ndarray,
+    value_CR: np.ndarray,
+    step_CR: np.ndarray,
+    base_CR: np.ndarray,
+    inverse_CR: np.ndarray,
     low: int,
     high: int,
     H_CC: np.ndarray,
 ) -> bool:
     """One pass of coordinate descent over all columns, in place; return whether anything moved."""
-    columns = x_RC.shape[1]
-    gradient = (x_RC - value_RC) @ H_CC  # what is still to be gained along every column
+    columns = len(x_CR)
+    gradient = H_CC @ (x_CR - value_CR)  # what is still to be gained along every column
     moved = False
     for outer in range(0, columns, _LAZY_COLUMNS):
         outer_end = min(outer + _LAZY_COLUMNS, columns)
-        change = np.zeros((len(x_RC), outer_end - outer), dtype=np.float32)
+        change = np.zeros((outer_end - outer, x_CR.shape[1]), dtype=np.float32)
         for j in range(outer, outer_end):
-            best = value_RC[:, j] + gradient[:, j] / H_CC[j, j]
-            inverse = rounding._inverse(step_RC[:, j])
-            q = np.clip(np.rint((best - base_RC[:, j]) * inverse), low, high)
-            new = step_RC[:, j] * q + base_RC[:, j]
-            difference = new - value_RC[:, j]
+            best = value_CR[j] + gradient[j] / H_CC[j, j]
+            q = np.clip(np.rint((best - base_CR[j]) * inverse_CR[j]), low, high)
+            difference = step_CR[j] * q + base_CR[j] - value_CR[j]
             if difference.any():
                 moved = True
-                value_RC[:, j] = new
-                change[:, j - outer] = difference
-                gradient[:, j:outer_end] -= np.outer(difference, H_CC[j, j:outer_end])
-        gradient[:, outer_end:] -= change @ H_CC[outer:outer_end, outer_end:]
+                value_CR[j] += difference
+                change[j - outer] = difference
+                gradient[j:outer_end] -= H_CC[j, j:outer_end, None] * difference
+        gradient[outer_end:] -= H_CC[outer:outer_end, outer_end:].T @ change
     return moved
 
 
@@ -300,8 +296,3 @@ def _inputs(linear: nn.Module, forward: Callable[[], Any]) -> _Moments:
     finally:
         handle.remove()
     return moments
-
-
-def block_bytes(type_: str) -> int:
-    """Bytes of one block, for messages and plans."""
-    return TYPE_BY_NAME[type_].block_bytes

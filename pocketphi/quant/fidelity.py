@@ -30,7 +30,7 @@ class Comparison:
 
     def add(self, reference_TV: np.ndarray, file_TV: np.ndarray, targets_T: np.ndarray) -> None:
         """Count one window: logits of both models, and the token that really followed each position."""
-        p_TV, q_TV = _log_softmax(reference_TV), _log_softmax(file_TV)
+        p_TV, q_TV = log_softmax(reference_TV), log_softmax(file_TV)
         at = np.arange(len(targets_T))
         divergence_T = (np.exp(p_TV) * (p_TV - q_TV)).sum(axis=1)
         agree = int((reference_TV.argmax(axis=1) == file_TV.argmax(axis=1)).sum())
@@ -51,11 +51,11 @@ class Comparison:
             raise DataError("no text to compare the models on")
         table = np.array(self._rows, dtype=np.float64)
         tokens = table[:, 0]
-        reference, se_reference = _mean(table[:, 1], tokens)
-        file, se_file = _mean(table[:, 2], tokens)
-        gap, se_gap = _mean(table[:, 2] - table[:, 1], tokens)
-        divergence, se_divergence = _mean(table[:, 3], tokens)
-        agreement, se_agreement = _mean(table[:, 4], tokens)
+        reference, se_reference = mean(table[:, 1], tokens)
+        file, se_file = mean(table[:, 2], tokens)
+        gap, se_gap = mean(table[:, 2] - table[:, 1], tokens)
+        divergence, se_divergence = mean(table[:, 3], tokens)
+        agreement, se_agreement = mean(table[:, 4], tokens)
         every = np.concatenate(self._divergences)
         return {
             "num_tokens": int(tokens.sum()),
@@ -92,7 +92,7 @@ def compare(reference: Logits, file: Logits, windows: Iterable[Sequence[int]]) -
     return result.figures()
 
 
-def _mean(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+def mean(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
     """Return the mean per token and its standard error, with windows as the independent units."""
     mean = sums.sum() / tokens.sum()
     if len(sums) < 2:
@@ -102,6 +102,7 @@ def _mean(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(n / (n - 1) * (residual**2).sum()) / tokens.sum())
 
 
-def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
+def log_softmax(logits_TV: np.ndarray) -> np.ndarray:
+    """Return log-probabilities, float64 [T, V]."""
     shifted = logits_TV.astype(np.float64) - logits_TV.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -44,7 +44,7 @@ class Grid:
         """Return the nearest q of every weight, int8 [N, W]; 0 where the step is zero."""
         groups = self.step_NG.shape[1]
         x_NGK = x_NW.reshape(len(x_NW), groups, -1)
-        q_NGK = np.rint((x_NGK - self.base_NG[..., None]) * _inverse(self.step_NG)[..., None])
+        q_NGK = np.rint((x_NGK - self.base_NG[..., None]) * inverse(self.step_NG)[..., None])
         return np.clip(q_NGK, self.low, self.high).astype(np.int8).reshape(x_NW.shape)
 
     def columns(self, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,8 @@ def _half(values: np.ndarray) -> np.ndarray:
     return np.clip(values, -65504, 65504).astype(np.float16)
 
 
-def _inverse(step: np.ndarray) -> np.ndarray:
+def inverse(step: np.ndarray) -> np.ndarray:
+    """Return 1/step, and 0 where the step is zero or too small to be stored."""
     good = np.abs(step) > _TINY
     return np.where(good, np.float32(1) / np.where(good, step, np.float32(1)), np.float32(0))
 
@@ -239,8 +240,8 @@ def _symmetric(
     for shift in spread:
         for sign in (1, -1):
             reach = np.float32(low) - shift if sign == 1 else np.float32(high) + shift
-            inverse = _inverse(largest) * reach
-            q = np.clip(np.rint(x_NGK * inverse[..., None]), low, high)
+            scale = inverse(largest) * reach
+            q = np.clip(np.rint(x_NGK * scale[..., None]), low, high)
             wq = weight_NGK * q
             sum_xq, sum_qq = (wx_NGK * q).sum(axis=2), (wq * q).sum(axis=2)
             # With the best step for these q, the error falls by (sum xq)^2 / sum qq.
@@ -281,7 +282,7 @@ def _affine(x_NGK: np.ndarray, weight_NGK: np.ndarray, high: int) -> tuple[np.nd
     """Search step and base (at most zero) of grids 0..high; return step_NG, base_NG."""
     least = np.minimum(x_NGK.min(axis=2), 0)
     span = x_NGK.max(axis=2) - least
-    inverse_span = _inverse(span)
+    inverse_span = inverse(span)
     sum_w, sum_x = weight_NGK.sum(axis=2), (weight_NGK * x_NGK).sum(axis=2)
     best_error = np.full(least.shape, np.inf, dtype=np.float32)
     best_step, best_base = np.zeros_like(least), least.copy()
@@ -295,11 +296,13 @@ def _affine(x_NGK: np.ndarray, weight_NGK: np.ndarray, high: int) -> tuple[np.nd
         determinant = sum_w * sum_qq - sum_q * sum_q
         solvable = determinant > np.float32(1e-6) * sum_w * sum_qq
         safe = np.where(solvable, determinant, np.float32(1))
-        step = np.where(solvable, (sum_w * sum_xq - sum_x * sum_q) / safe, np.float32(0))
+        safe_qq = np.where(sum_qq > 0, sum_qq, np.float32(1))
+        # All q alike (a constant block): keep the base and fit the step alone.
+        alone = (sum_xq - least * sum_q) / safe_qq
+        step = np.where(solvable, (sum_w * sum_xq - sum_x * sum_q) / safe, alone)
         base = np.where(solvable, (sum_qq * sum_x - sum_q * sum_xq) / safe, least)
         above = base > 0
-        step_at_zero = sum_xq / np.where(sum_qq > 0, sum_qq, np.float32(1))
-        step, base = np.where(above, step_at_zero, step), np.minimum(base, 0)
+        step, base = np.where(above, sum_xq / safe_qq, step), np.minimum(base, 0)
         difference = step[..., None] * q + base[..., None] - x_NGK
         error = (weight_NGK * difference * difference).sum(axis=2)
         better = (error < best_error) & (step >= 0)
@@ -325,7 +328,7 @@ def _fit_q4_k(x_NW: np.ndarray, weight_NW: np.ndarray | None) -> Grid:
     # Steps and bases are stored as 6-bit multiples of two half-precision numbers.
     d_N = _half(step_NG.max(axis=1) / np.float32(63))
     dmin_N = _half((-base_NG).max(axis=1) / np.float32(63))
-    inverse_d, inverse_m = (_inverse(v.astype(np.float32))[:, None] for v in (d_N, dmin_N))
+    inverse_d, inverse_m = (inverse(v.astype(np.float32))[:, None] for v in (d_N, dmin_N))
     scales = np.clip(np.rint(step_NG * inverse_d), 0, 63)
     minima = np.clip(np.rint(-base_NG * inverse_m), 0, 63)
     d_N, dmin_N = _refine_q4_k(x_NGK, weight, scales, minima, d_N, dmin_N)
@@ -348,7 +351,7 @@ def _refine_q4_k(
     def rounded(d: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         step = d.astype(np.float32)[:, None] * scales
         base = -m.astype(np.float32)[:, None] * minima
-        q = np.clip(np.rint((x_NGK - base[..., None]) * _inverse(step)[..., None]), 0, 15)
+        q = np.clip(np.rint((x_NGK - base[..., None]) * inverse(step)[..., None]), 0, 15)
         difference = step[..., None] * q + base[..., None] - x_NGK
         return q, (weight * difference * difference).sum(axis=(1, 2))
 
@@ -386,7 +389,7 @@ def _fit_q6_k(x_NW: np.ndarray, weight_NW: np.ndarray | None) -> Grid:
     # Steps are stored as signed bytes times a half-precision number; the largest gets -128.
     largest = np.take_along_axis(step_NG, np.abs(step_NG).argmax(axis=1)[:, None], axis=1)[:, 0]
     d_N = _half(largest / np.float32(-128))
-    scales = np.clip(np.rint(step_NG * _inverse(d_N.astype(np.float32))[:, None]), -128, 127)
+    scales = np.clip(np.rint(step_NG * inverse(d_N.astype(np.float32))[:, None]), -128, 127)
     step = d_N.astype(np.float32)[:, None] * scales
     return Grid(step, np.zeros_like(step), -32, 31, {"d": d_N, "scales": scales.astype(np.int8)})
 

@@ -1,0 +1,219 @@
+"""How faithful 4-bit files are: rounding to nearest, importance, error feedback, and llama.cpp's own types.
+
+    python benchmarks/quantization.py SOURCE --data DIR [--out DIR] [--llama-cpp PYTHON]
+
+SOURCE is a model with weights of 16 bits or more (a Hugging Face folder), or a quantised GGUF file; the
+latter is dequantised, and its grid is hidden by rescaling channels in a way that leaves the function as
+it is (norm gains go into the matrices after them; v against o and up against down get random factors).
+DIR holds corpus/*.jsonl.zst. `--llama-cpp` names a Python that has llama-cpp-python; its quantiser then
+makes Q4_0, Q4_K_S and Q4_K_M from the same 16-bit file. Every file is compared with the float model on
+the same windows of text that no calibration has seen. Prints a table and, with --json, the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketphi import engine, quant
+from pocketphi import tokenizer as tokenizers
+from pocketphi.engine.weights import Weights, open_weights
+from pocketphi.model import save as save_model
+from pocketphi.quant import fidelity, texts
+from pocketphi.quant.calibration import torch_model
+
+RUNS = [
+    ("q8_0", "rtn"),
+    ("q4_0", "rtn"),
+    ("q4_0", "importance"),
+    ("q4_0", "gptq"),
+    ("q4_k", "rtn"),
+    ("q4_k", "gptq"),
+    ("q4_k_m", "rtn"),
+    ("q4_k_m", "gptq"),
+]
+CORPORA = ("textbooks-openstax", "encyclopedia", "web-mixed", "stories", "docs-technical")
+LLAMA_CPP_TYPES = {"Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15}
+
+
+def natural_folder(source: Path, out: Path) -> Path:
+    """Write a float32 Hugging Face folder of `source` whose weights lie on no grid; return it."""
+    if (out / "config.json").is_file():
+        return out
+    with torch.no_grad():
+        weights = open_weights(source)
+        model: Any = torch_model(weights)
+        generator = torch.Generator().manual_seed(0)
+
+        def factors(count: int) -> torch.Tensor:
+            return torch.exp(torch.empty(count).uniform_(-0.25, 0.25, generator=generator))
+
+        config = weights.config
+        d, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            attention.qkv_proj.weight *= layer.input_layernorm.weight
+            mlp.gate_up_proj.weight *= layer.post_attention_layernorm.weight
+            layer.input_layernorm.weight.fill_(1.0)
+            layer.post_attention_layernorm.weight.fill_(1.0)
+            s = factors(K * d)
+            attention.qkv_proj.weight[(H + K) * d :] *= s[:, None]
+            attention.o_proj.weight /= s.reshape(K, 1, d).expand(K, H // K, d).reshape(-1)
+            s = factors(config.intermediate_size)
+            mlp.gate_up_proj.weight[config.intermediate_size :] *= s[:, None]
+            mlp.down_proj.weight /= s
+        tokenizer = tokenizers.load(source)
+        save_model(model, out, tokenizer, dtype="float32")
+    return out
+
+
+def texts_of(data: Path, out: Path, per_corpus: int = 40) -> tuple[Path, Path]:
+    """Write calibration and evaluation texts, alternate documents of every corpus; return both files."""
+    import zstandard
+
+    calibration, evaluation = out / "calibration.jsonl", out / "evaluation.jsonl"
+    with open(calibration, "w") as first, open(evaluation, "w") as second:
+        for name in CORPORA:
+            with open(data / "corpus" / f"{name}.jsonl.zst", "rb") as raw:
+                lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
+                kept = 0
+                for number, line in enumerate(lines):
+                    if kept >= 2 * per_corpus:
+                        break
+                    text = json.loads(line)["text"]
+                    if number % 7 or len(text) < 1500:
+                        continue
+                    (first if kept % 2 else second).write(json.dumps({"text": text[:6000]}) + "\n")
+                    kept += 1
+    return calibration, evaluation
+
+
+def logits_of(path: Path, reference: Weights) -> fidelity.Logits:
+    """Logits of a GGUF file of any type, dequantised by the `gguf` package, in the float32 torch model."""
+    import gguf
+
+    found = {t.name: t for t in gguf.GGUFReader(str(path)).tensors}
+
+    class Other(Weights):
+        def array(self, name: str) -> np.ndarray:
+            from pocketphi.quant import model_file
+
+            for plan in plans:
+                if plan.name in found and model_file.source_name(plan.name) == name:
+                    tensor = found[plan.name]
+                    return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(plan.shape)
+            raise KeyError(name)
+
+    from pocketphi.quant import model_file
+    from pocketphi.quant.config import QuantConfig, tensor_types
+
+    types, _ = tensor_types(QuantConfig(type="f32"), reference.config)
+    plans = [p for p in model_file.tensor_plans(reference.config, types) if not p.name.startswith("rope_")]
+    model = torch_model(Other(path, "phi3", reference.config, {}))
+
+    def logits(ids: Any) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.tensor([list(ids)]))[0].numpy()
+
+    return logits
+
+
+def llama_cpp_files(python: str, f32: Path, out: Path) -> dict[str, Path]:
+    """Let llama.cpp's quantiser make its types from our float file; return them by name."""
+    made = {}
+    for name, file_type in LLAMA_CPP_TYPES.items():
+        path = out / f"llama-cpp-{name}.gguf"
+        code = (
+            "import sys, ctypes, llama_cpp as l; p = l.llama_model_quantize_default_params();"
+            "p.ftype = int(sys.argv[3]); p.nthread = 2;"
+            "sys.exit(l.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(p)))"
+        )
+        command = [python, "-c", code, str(f32), str(path), str(file_type)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        made[f"llama.cpp {name}"] = path
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
+    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    parser.add_argument("--tokens", type=int, default=8192, help="evaluated tokens")
+    parser.add_argument("--calibration-tokens", type=int, default=16384)
+    parser.add_argument("--only", nargs="*", help="runs such as q4_0-gptq")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    folder = natural_folder(options.source, out / "float")
+    calibration, evaluation = texts_of(options.data, out)
+    reference = open_weights(folder)
+    tokenizer = tokenizers.load(folder)
+    windows, _ = texts.windows_from(evaluation, tokenizer, options.tokens, 512, heldout=True)
+    float_model = torch_model(reference)
+    cache: dict[tuple[int, ...], np.ndarray] = {}
+
+    def float_logits(ids: Any) -> np.ndarray:
+        key = tuple(ids)
+        if key not in cache:
+            with torch.no_grad():
+                cache[key] = float_model(torch.tensor([list(ids)]))[0].numpy().astype(np.float32)
+        return cache[key]
+
+    rows = []
+
+    def report(name: str, path: Path, figures: dict[str, float], seconds: float) -> None:
+        row = {"name": name, "file_bytes": path.stat().st_size, "quantise_s": round(seconds, 1), **figures}
+        rows.append(row)
+        print(
+            f"{name:24} {row['file_bytes'] / 1e6:8.2f} MB  KL {figures['kl_divergence']:.5f} "
+            f"± {figures['kl_divergence_stderr']:.5f}  loss gap {figures['nll_gap']:+.5f} "
+            f"± {figures['nll_gap_stderr']:.5f}  same top token {figures['top1_agreement']:.4f} "
+            f"± {figures['top1_agreement_stderr']:.4f}  ({seconds:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    for type_, method in RUNS:
+        name = f"{type_}-{method}"
+        if options.only and name not in options.only:
+            continue
+        config = quant.QuantConfig(
+            type=type_,
+            method=method,  # type: ignore[arg-type]
+            calibration=calibration,
+            calibration_tokens=options.calibration_tokens,
+            fidelity_tokens=0,
+            name="benchmark",
+        )
+        started = time.time()
+        made = quant.run(config, {"checkpoint": folder}, out=out / name)
+        seconds = time.time() - started
+        with engine.load(made.file("model.gguf"), context_length=512) as loaded:
+            figures = fidelity.compare(float_logits, loaded.logits, windows)
+        report(name, made.file("model.gguf"), figures, seconds)
+    if options.llama_cpp:
+        whole = quant.run(
+            quant.QuantConfig(type="f32", method="rtn", fidelity_tokens=0),
+            {"checkpoint": folder},
+            out=out / "f32",
+        )
+        for name, path in llama_cpp_files(options.llama_cpp, whole.file("model.gguf"), out).items():
+            report(name, path, fidelity.compare(float_logits, logits_of(path, reference), windows), 0.0)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
