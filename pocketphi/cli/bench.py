@@ -9,6 +9,7 @@ import typer
 
 from pocketphi.cli.chat import BackendOption, CacheOption, ContextOption, ThreadsOption, limit_blas_threads
 from pocketphi.cli.common import JsonOption, print_figures
+from pocketphi.core.errors import UserError
 
 app = typer.Typer(help="Measure speed and memory of a model on this machine.")
 
@@ -22,6 +23,10 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 512,
     decode_tokens: Annotated[int, typer.Option(min=2, help="Tokens to decode.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; medians are shown.")] = 3,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of a known shape instead, such as phi-3-mini-4k.")
+    ] = None,
+    type: Annotated[str, typer.Option(help="Number format of --shape.")] = "Q4_0",
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
     context: ContextOption = None,
@@ -33,9 +38,12 @@ def bench(
     started = time.perf_counter()
     from pocketphi import engine
     from pocketphi.engine import measure
+    from pocketphi.engine.random_weights import random_weights, shape_named
 
+    if shape is not None and model is not None:
+        raise UserError("name a model or a --shape, not both")
     loaded = engine.load(
-        engine.resolve(model),
+        random_weights(shape_named(shape), type=type, name=shape) if shape else engine.resolve(model),
         num_threads=threads,
         backend=backend,  # type: ignore[arg-type]
         context_length=context,

@@ -356,7 +356,7 @@ class Engine:
 
 
 def load(
-    path: Artifact | Path | str,
+    path: Artifact | Path | str | Weights,
     *,
     num_threads: int | None = None,
     backend: BackendName = "auto",
@@ -364,7 +364,7 @@ def load(
     cache_type: CacheType | None = None,
     tokenizer: Tokenizer | Path | str | None = None,
 ) -> Engine:
-    """Load a GGUF file, a Hugging Face folder, or an artifact holding either.
+    """Load a GGUF file, a Hugging Face folder, an artifact holding either, or weights opened before.
 
     `backend="auto"` takes the native core, and NumPy (saying so) where that is not available.
     `context_length` is the model's own unless given; without it, a context too big for this machine's
@@ -372,10 +372,12 @@ def load(
     memory (before anything is loaded), for unknown architectures, tensor types and backends, and for a
     vocabulary that does not match; CheckpointError and DataError for damaged files.
     """
-    place = path.path if isinstance(path, Artifact) else Path(path)
     if num_threads is not None and num_threads < 1:
         raise UserError(f"num_threads must be at least 1, found {num_threads}")
-    weights = open_weights(place)
+    if isinstance(path, Weights):
+        weights = path
+    else:
+        weights = open_weights(path.path if isinstance(path, Artifact) else path)
     try:
         module = _backend_module(backend)
         options = BackendOptions(num_threads=num_threads, cache_type=cache_type)

@@ -77,11 +77,9 @@ def bench(
         return statistics.median(getattr(run, name) for run in runs)
 
     decode = median("decode_tokens_per_s")
-    # Per token: all weights once (of the embedding table one row), and the cache at its mean length.
-    embedding_bytes = sum(p.num_bytes for p in engine.weights.parts["embed"])
-    untied = 0 if engine.weights.tied else embedding_bytes * facts["weight_bytes"] // _stored_bytes(engine)
+    # Per token: all weights once (of an untied embedding table one row), and the cache at its mean length.
     cache_bytes = facts["cache_bytes_per_token"] * (prompt_tokens + decode_tokens // 2)
-    bytes_per_token = facts["weight_bytes"] - untied + cache_bytes
+    bytes_per_token = facts.get("read_bytes_per_token", facts["weight_bytes"]) + cache_bytes
     figures: dict[str, Any] = {
         "prefill_tokens_per_s": median("prefill_tokens_per_s"),
         "decode_tokens_per_s": decode,
@@ -95,13 +93,12 @@ def bench(
         "repeats": repeats,
     }
     if measure_bandwidth:
-        figures["machine_bytes_per_s"] = read_bandwidth_bytes_per_s()
-        figures["bandwidth_fraction"] = figures["achieved_bytes_per_s"] / figures["machine_bytes_per_s"]
+        # The native core measures with its own threads and loads, which is what it could have had.
+        probe = getattr(engine.backend, "probe", None)
+        machine_figures = probe() if probe else {"read_bytes_per_s": read_bandwidth_bytes_per_s()}
+        figures.update({f"machine_{name}": value for name, value in machine_figures.items()})
+        figures["bandwidth_fraction"] = figures["achieved_bytes_per_s"] / figures["machine_read_bytes_per_s"]
     names = ("backend", "kernels", "num_threads", "cache_type", "weight_bytes", "cache_bytes_per_token")
     figures.update({name: facts[name] for name in names})
     figures.update({name: facts[name] for name in ("architecture", "num_parameters", "context_length")})
     return figures
-
-
-def _stored_bytes(engine: Engine) -> int:
-    return max(1, sum(engine.weights.types().values()))

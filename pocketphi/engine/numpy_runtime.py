@@ -129,6 +129,9 @@ class NumpyBackend:
         self._embed_VD = weights.array("embed")
         self._head_VD = self._embed_VD if weights.tied else weights.array("head")
         self._norm_D = weights.array("norm")
+        # Of an embedding table that is not the head too, a token reads one row.
+        unread = 0 if weights.tied else self._embed_VD.nbytes - self._embed_VD[:1].nbytes
+        self._read_bytes = self._plan.weight_bytes - unread
         names = ("attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down")
         self._layers = [
             {name: weights.array(f"layers.{n}.{name}") for name in names}
@@ -219,6 +222,7 @@ class NumpyBackend:
             "cache_type": "f32",
             "weight_bytes": self._plan.weight_bytes,
             "cache_bytes_per_token": self._plan.cache_bytes_per_token,
+            "read_bytes_per_token": self._read_bytes,
         }
 
     def close(self) -> None:
