@@ -62,7 +62,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         piece = _compiled_piece() if compiled else _piece
-        weight = weight_VD.to(x_ND.dtype)
+        ctx.types = x_ND.dtype, weight_VD.dtype
+        x_ND, weight = x_ND.to(_product_type(x_ND)), weight_VD.to(_product_type(x_ND))
         grad_x = torch.empty_like(x_ND) if wants_grad else None
         grad_weight: Tensor | None = None
         loss = torch.zeros((), dtype=torch.float32, device=x_ND.device)
@@ -80,7 +81,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
         if grad_x is not None and grad_weight is not None:
             ctx.save_for_backward(grad_x, grad_weight)
-        ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(z_loss)
         return loss, z_loss
 
@@ -89,8 +89,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        grad_x = grad_x * grad_loss.to(grad_x.dtype)
-        return grad_x, (grad_weight * grad_loss).to(ctx.weight_dtype), None, None, None, None
+        type_x, type_weight = ctx.types
+        grad_x = (grad_x * grad_loss).to(type_x)
+        return grad_x, (grad_weight * grad_loss).to(type_weight), None, None, None, None
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """The type of matrix products: that of autocast where it is on, x's own otherwise."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def chunked_cross_entropy(

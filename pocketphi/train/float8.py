@@ -87,7 +87,7 @@ class _Tensorwise(torch.autograd.Function):
         x8_NK, x8_KN = _both_layouts(x_NK, scale_x, e4m3, fused)
         w8_MK, w8_KM = _both_layouts(w_MK, scale_w, e4m3, fused)
         ctx.save_for_backward(x8_KN, w8_KM, scale_x, scale_w)
-        ctx.fast_dx, ctx.fast_dw, ctx.fused = fast_dx, fast_dw, fused
+        ctx.fast_dx, ctx.fast_dw, ctx.fused, ctx.weight_type = fast_dx, fast_dw, fused, w_MK.dtype
         return scaled_matmul(x8_NK, w8_MK.t(), scale_x, scale_w, x_NK.dtype, fast_y)
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Tensorwise(torch.autograd.Function):
         dtype = g_NM.dtype
         grad_x = scaled_matmul(g8_NM, w8_KM.t(), scale_g, scale_w, dtype, ctx.fast_dx)
         grad_w = scaled_matmul(g8_MN, x8_KN.t(), scale_g, scale_x, dtype, ctx.fast_dw)
-        return grad_x, grad_w, None, None, None, None
+        return grad_x, grad_w.to(ctx.weight_type), None, None, None, None
 
 
 class _Rowwise(torch.autograd.Function):
@@ -130,7 +130,7 @@ class _Rowwise(torch.autograd.Function):
         g8_MN = to_float8(g_NM, scale_g, e4m3).t().contiguous()
         x8_KN = to_float8(x_NK, scale_x, e4m3).t().contiguous()
         grad_w = scaled_matmul(g8_MN, x8_KN.t(), scale_g.t().contiguous(), scale_x, dtype, ctx.fast_dw)
-        return grad_x, grad_w, None, None, None, None
+        return grad_x, grad_w.to(w_MK.dtype), None, None, None, None
 
 
 class Float8Linear(nn.Linear):
@@ -139,6 +139,8 @@ class Float8Linear(nn.Linear):
     config: Float8Config
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         flat_NK = x.reshape(-1, x.shape[-1])
         product = _Tensorwise if self.config.scaling == "tensorwise" else _Rowwise
         config = self.config

@@ -78,6 +78,25 @@ def test_chunked_loss_in_bfloat16_and_without_gradients():
     assert (a.grad.float() - b.grad.float()).norm() / b.grad.float().norm() < 1e-2
 
 
+@pytest.mark.parametrize("float8", ["off", "tensorwise", "rowwise"])
+def test_float32_weights_under_autocast(float8):
+    """The trainer's other mode: products in bfloat16 (or 8 bits), weights and gradients float32."""
+    ids = torch.randint(0, 96, (2, 33), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for low in (False, True):
+        model = make(tiny())
+        if low:
+            accelerate(model, AccelerationConfig(compile=False, float8=float8))
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            x = model.hidden(ids[:, :-1]).flatten(0, 1)
+            loss, _ = chunked_cross_entropy(x, model.lm_head.weight, ids[:, 1:].flatten(), chunk=24)
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert 1e-4 < error < (0.05 if float8 == "off" else 0.25)
+
+
 def test_all_targets_ignored_gives_zero():
     x = torch.randn(8, 4, requires_grad=True)
     loss, _ = chunked_cross_entropy(x, torch.randn(9, 4), torch.full((8,), IGNORE), chunk=3)
