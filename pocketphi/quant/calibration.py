@@ -15,7 +15,7 @@ Legend: S sequences, T tokens, D hidden size, R rows, C columns, N blocks, W wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,7 @@ from pocketphi.engine.weights import Weights
 from pocketphi.model import PhiForCausalLM
 from pocketphi.quant import rounding
 
-_LINEARS = {
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_up": "mlp.gate_up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+Quantised = tuple[str, np.ndarray, dict[str, float]]
 _LAZY_COLUMNS = 256
 _SEQUENCES_AT_ONCE = 8
 
@@ -75,7 +70,7 @@ def calibrate(
     *,
     damping: float = 0.01,
     refine_passes: int = 2,
-) -> Iterator[tuple[str, np.ndarray, dict[str, float]]]:
+) -> Iterator[Quantised]:
     """Quantise every matrix of the model; yield (GGUF name, bytes uint8 [R, row bytes], figures).
 
     `ids_ST` are token ids of the calibration text, one sequence a row. The figures are `error`, the
@@ -101,33 +96,38 @@ def calibrate(
         states = [nn.functional.embedding(rows, table) for rows in ids.split(_SEQUENCES_AT_ONCE)]
         plan = model.plan(ids.shape[1], torch.device("cpu"))
         around = (plan.cos_BT1P, plan.sin_BT1P, plan.mask)
-        for n, layer in enumerate(model.model.layers):
-            for part, path in _LINEARS.items():
-                linear = layer.get_submodule(path)
-                name = f"blk.{n}.{part}.weight"
-                moments = _inputs(linear, lambda: [layer(x, *around) for x in states])  # noqa: B023
-                raw, figures = quantise_matrix(
-                    linear.weight.numpy(),
-                    types[name],
-                    moments.matrix(name),
-                    method,
-                    damping=damping,
-                    refine_passes=refine_passes,
-                )
-                linear.weight.copy_(_back(raw, types[name], linear.weight))
-                yield name, raw, figures
-                bar.advance(1, error=figures["error"])
-            states = [layer(x, *around) for x in states]
-        if not tied:
-            moments = _Moments(weights.config.hidden_size)
-            for x in states:
-                moments.add(model.model.norm(x))
+
+        def quantised(name: str, linear: nn.Linear, inputs: list[Tensor]) -> Quantised:
+            moments = _Moments(linear.in_features)
+            for x in inputs:
+                moments.add(x)
             raw, figures = quantise_matrix(
-                model.lm_head.weight.numpy(), types[head], moments.matrix(head), method, damping=damping,
+                linear.weight.numpy(),
+                types[name],
+                moments.matrix(name),
+                method,
+                damping=damping,
                 refine_passes=refine_passes,
-            )  # fmt: skip
-            yield head, raw, figures
-            bar.advance(1)
+            )
+            linear.weight.copy_(_back(raw, types[name], linear.weight))
+            bar.advance(1, error=figures["error"])
+            return name, raw, figures
+
+        for n, layer in enumerate(model.model.layers):
+            # Every product is computed once: a matrix is rounded as soon as its inputs are known, and
+            # what follows it is computed with the rounded one.
+            normed = [layer.input_layernorm(x) for x in states]
+            yield quantised(f"blk.{n}.attn_qkv.weight", layer.self_attn.qkv_proj, normed)
+            mixed = [_input_of(layer.self_attn.o_proj, layer.self_attn, x, *around) for x in normed]
+            yield quantised(f"blk.{n}.attn_output.weight", layer.self_attn.o_proj, mixed)
+            states = [x + layer.self_attn.o_proj(y) for x, y in zip(states, mixed)]
+            normed = [layer.post_attention_layernorm(x) for x in states]
+            yield quantised(f"blk.{n}.ffn_up.weight", layer.mlp.gate_up_proj, normed)
+            gated = [_input_of(layer.mlp.down_proj, layer.mlp, x) for x in normed]
+            yield quantised(f"blk.{n}.ffn_down.weight", layer.mlp.down_proj, gated)
+            states = [x + layer.mlp.down_proj(y) for x, y in zip(states, gated)]
+        if not tied:
+            yield quantised(head, model.lm_head, [model.model.norm(x) for x in states])
 
 
 def quantise_matrix(
@@ -286,13 +286,12 @@ class _Moments:
         return H
 
 
-def _inputs(linear: nn.Module, forward: Callable[[], Any]) -> _Moments:
-    """Run `forward` and collect the moments of what `linear` is given."""
-    assert isinstance(linear, nn.Linear)
-    moments = _Moments(linear.in_features)
-    handle = linear.register_forward_pre_hook(lambda _, given: moments.add(given[0]))
+def _input_of(linear: nn.Module, block: nn.Module, *arguments: Any) -> Tensor:
+    """Run `block` and return what `linear` inside it is given."""
+    seen: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        forward()
+        block(*arguments)
     finally:
         handle.remove()
-    return moments
+    return seen[0]

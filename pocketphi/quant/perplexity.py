@@ -37,14 +37,15 @@ def perplexity(
 
     if window < 2 or max_tokens < window:
         raise UserError(f"a window of {window} tokens out of {max_tokens} gives nothing to predict")
-    with engine.load(model, num_threads=num_threads, context_length=window) as loaded:
+    with engine.load(model, num_threads=num_threads) as loaded:
         tokenizer = loaded.tokenizer
+        if window > loaded.context_length:
+            progress.say(f"perplexity: windows of {loaded.context_length} tokens, the model's context")
+            window = loaded.context_length
         windows, _ = texts.windows_from(text, tokenizer, max_tokens, window, heldout=True)
         judge = None
         if reference is not None:
-            judge = engine.load(
-                reference, num_threads=num_threads, context_length=window, tokenizer=tokenizer
-            )
+            judge = engine.load(reference, num_threads=num_threads, tokenizer=tokenizer)
         losses, num_tokens, num_bytes = [], [], 0
         comparison = fidelity.Comparison()
         try:

@@ -91,8 +91,8 @@ def plan(config: QuantConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> d
     calibrated = config.method in ("auto", "gptq") and scheme.matrix.startswith("Q4")
     seconds = parameters / 20e6
     if calibrated:
-        # Five forward passes over the text, and the feedback itself.
-        seconds += 5 * 2 * parameters * config.calibration_tokens / 5e10 + parameters / 4e5
+        # Two forward passes over the text, and the feedback itself.
+        seconds += 2 * 2 * parameters * config.calibration_tokens / 5e10 + parameters / 4e5
     seconds += 4 * parameters * config.fidelity_tokens / 2e10
     return {
         "wall_s": round(3 + seconds, 1),
