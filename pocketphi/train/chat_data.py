@@ -277,7 +277,7 @@ def _arithmetic() -> Iterator[Chat]:
 _IS = r"(?:is|are|was|were)"
 _TITLE = re.compile(r"^[A-Z][\w'’\-]*(?: [\w'’\-]+){0,4}$")
 _ABBREVIATIONS = re.compile(
-    r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|c|ca|approx|No|Jr|Sr)|\.[a-z])\.$"
+    r"(?:\b(?:[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|c|ca|approx|No|Jr|Sr)|\.[a-z])\.$"
 )
 _PERSON = re.compile(
     rf"\b{_IS} an? (?:[\w\-]+,? ){{0,6}}(?:\w+(?:ian|ist|er|or|man|woman|ect|ess)|king|queen|monk|poet|painter|"
@@ -339,9 +339,10 @@ def definition(text: str) -> Definition | None:
     )
     if head is None:
         return None
-    common = title.split(" ", 1)[1].islower() if " " in title else _is_common(title, body)
-    shown = title[0].lower() + title[1:] if common else title
     article = (head["article"] or "").lower()
+    one_word = article in ("a ", "an ") or _is_common(title, body)
+    common = title.split(" ", 1)[1].islower() if " " in title else one_word
+    shown = title[0].lower() + title[1:] if common else title
     person = " " in title and not common and _PERSON.search(sentences[0]) is not None
     return Definition(
         name=article + shown,

@@ -154,7 +154,7 @@ class LoopConfig:
     checkpoint_every_s: float = 120.0
     keep_checkpoints: bool = False
     evaluate_every_tokens: int = 0
-    evaluate_tokens: int = 65536
+    evaluate_tokens: int = 20000
     monitor_every_steps: int = 20
     peak_flops: float = 0.0
     sample_prompts: list[str] = field(default_factory=lambda: list(PROMPTS))

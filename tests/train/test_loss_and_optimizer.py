@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from train.toy_training import toy_model
 
 from pocketphi.train.config import OptimizerConfig
-from pocketphi.train.data import IGNORE
 from pocketphi.train.cross_entropy import chunked_cross_entropy
+from pocketphi.train.data import IGNORE
 from pocketphi.train.optimizer import Optimizers, orthogonalized, parameter_groups
 
 
