@@ -3,7 +3,8 @@
 A backend is a module with three functions,
 
     available() -> str                      "" when it can be used here, else the reason why not
-    plan(weights: Weights, options: BackendOptions) -> MemoryPlan     before anything is loaded
+    plan(weights: Weights, options: BackendOptions) -> MemoryPlan     before anything is loaded; when it
+                                            is missing, `engine.stored_plan` is taken
     load(weights: Weights, options: BackendOptions) -> Backend
 
 (`pocketphi.engine.numpy_runtime` is the plain one, `pocketphi.engine.native` the C++ core). All

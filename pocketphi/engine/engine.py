@@ -381,7 +381,8 @@ def load(
     try:
         module = _backend_module(backend)
         options = BackendOptions(num_threads=num_threads, cache_type=cache_type)
-        length = _fit_memory(weights, module.plan(weights, options), context_length)
+        plan = getattr(module, "plan", stored_plan)
+        length = _fit_memory(weights, plan(weights, options), context_length)
         vocabulary = _load_tokenizer(weights, tokenizer)
         ends = _stop_ids(weights, vocabulary)
         loaded = module.load(weights, options)
@@ -429,6 +430,16 @@ def _say_once(message: str) -> None:
     if message not in _SAID:
         _SAID.add(message)
         progress.say(message)
+
+
+def stored_plan(weights: Weights, options: BackendOptions) -> MemoryPlan:
+    """What a backend needs that keeps the weights in the formats of the file and a 16-bit cache."""
+    config = weights.config
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    cache = values * {"f32": 4.0, "q8_0": 34 / 32}.get(options.cache_type or "f16", 2.0)
+    widest = 6 * config.hidden_size + 4 * config.intermediate_size
+    working = options.max_batch_tokens * 4 * widest + 4 * config.vocab_size
+    return MemoryPlan(sum(weights.types().values()), int(cache), working)
 
 
 def _fit_memory(weights: Weights, plan: MemoryPlan, wanted: int | None) -> int:

@@ -48,14 +48,25 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return make
 
 
+@pytest.fixture(params=["numpy", "native"])
+def backend_name(request: pytest.FixtureRequest) -> Any:
+    """Every test that uses an engine below runs on both backends: what it states is the contract."""
+    if request.param == "native":
+        from pocketphi.engine import native
+
+        if reason := native.available():
+            pytest.skip(f"the native core cannot be used: {reason}")
+    return request.param
+
+
 @pytest.fixture
-def chat_model(chat_folder: Callable[..., Path]) -> engine.Engine:
+def chat_model(chat_folder: Callable[..., Path], backend_name: Any) -> engine.Engine:
     """A fresh engine over the tiny chat model, 256 tokens of context."""
-    return engine.load(chat_folder(), backend="numpy")
+    return engine.load(chat_folder(), backend=backend_name)
 
 
 @pytest.fixture
-def rope_model(chat_folder: Callable[..., Path]) -> engine.Engine:
+def rope_model(chat_folder: Callable[..., Path], backend_name: Any) -> engine.Engine:
     """The same with LongRoPE: short factors up to 64 tokens."""
     folder = chat_folder(rope_scaling=longrope(8), original_max_position_embeddings=64)
-    return engine.load(folder, backend="numpy")
+    return engine.load(folder, backend=backend_name)

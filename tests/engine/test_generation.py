@@ -136,13 +136,19 @@ def test_bad_requests(chat_model: engine.Engine) -> None:
         chat_model.generate([])
 
 
-def test_nan_logits_are_an_error(chat_model: engine.Engine) -> None:
-    chat_model.backend._norm_D[:] = 3e38  # type: ignore[attr-defined]
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(EngineError, match=r"logits of .* that are not finite"),
-    ):
-        chat_model.generate(PROMPT)
+def test_nan_logits_are_an_error(chat_model: engine.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = chat_model.backend.forward
+
+    def forward(*arguments: Any) -> np.ndarray | None:
+        logits = original(*arguments)
+        if logits is not None:
+            logits[-1, 7] = np.nan
+        return logits
+
+    monkeypatch.setattr(chat_model.backend, "forward", forward)
+    for call in (chat_model.generate, chat_model.logits):
+        with pytest.raises(EngineError, match=r"1 logits of \d+ that are not finite"):
+            call(PROMPT)
 
 
 def test_stop_from_outside_keeps_what_was_said(chat_model: engine.Engine) -> None:
@@ -313,11 +319,21 @@ def test_saved_session_continues_bit_for_bit(chat_model: engine.Engine, tmp_path
     assert size == path.stat().st_size
     longer = PROMPT + first.tokens + random_ids(5)
     expected = chat_model.generate(longer, max_new_tokens=10, **FREE)
-    other = engine.load(chat_model.weights.path, backend="numpy")
+    other = engine.load(chat_model.weights.path, backend=chat_model.backend.name)  # type: ignore[arg-type]
     notes = other.load_session(path)
     assert notes == {"messages": [1, "zwei"], "cache": "restored"}
     result = other.generate(longer, max_new_tokens=10, **FREE)
     assert result.cached_tokens >= 29 and result.tokens == expected.tokens
+
+
+def test_a_cache_of_another_backend_is_computed_again(chat_model: engine.Engine, tmp_path: Path) -> None:
+    chat_model.generate(PROMPT, max_new_tokens=3, **FREE)
+    path = tmp_path / "talk.session"
+    chat_model.save_session(path, {"messages": []})
+    chat_model.backend.describe = lambda: {"backend": "other", "cache_type": "f99"}  # type: ignore[method-assign]
+    notes = chat_model.load_session(path)
+    assert "computed again" in notes["cache"] and chat_model.sequence.ids == []
+    assert chat_model.generate(PROMPT, max_new_tokens=3, **FREE).cached_tokens == 0
 
 
 def test_damaged_and_foreign_sessions(
