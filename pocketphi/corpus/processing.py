@@ -17,6 +17,7 @@ from pocketphi.corpus import extraction, rules
 from pocketphi.corpus.config import CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex
 from pocketphi.corpus.document import Document, Raw, document_id
+from pocketphi.corpus.extraction import TooManyNodes
 from pocketphi.corpus.readers import format_of
 from pocketphi.corpus.rules.batch import Batch, RuleContext
 from pocketphi.corpus.rules.safety import replace_personal_data
@@ -83,7 +84,7 @@ class Processor:
                     raise Unusable(raw.error)
                 with time_limit(self.config.document_timeout_s):
                     document = self.document(source, raw)
-            except (Unusable, MemoryError, RecursionError) as error:
+            except (Unusable, TooManyNodes, MemoryError, RecursionError) as error:
                 reason = str(error) or type(error).__name__
                 done.failures.append({"source": source.name or "", "where": raw.where, "reason": reason})
                 continue
@@ -242,10 +243,10 @@ def noai_header(value: str) -> str:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow inside the block after `seconds` of this process's own time.
+    """Raise TooSlow inside the block after `seconds` of this process's CPU time; no limit outside the main thread.
 
-    Processor time, not the clock's: a busy machine must not change what is kept. Outside the main
-    thread there is no limit. A call into C that never returns is not interrupted; the pool kills its process.
+    CPU time, so that a busy machine drops no document. A call into C that does not return is not
+    interrupted; the pool kills its process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pocketphi.corpus.parts import Chunk, Folders
 
 _START_TIMEOUT_S = 120.0
 _SCORING_TIMEOUT_S = 600.0
+_PATIENCE = 30  # wall seconds that count like one CPU second
 _MAX_DEATHS_WITHOUT_CULPRIT = 3
 
 
@@ -38,7 +39,8 @@ class _Worker:
     ready: bool = False
     chunk: Chunk | None = None
     at: int | None = None  # number of the record it works on
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)  # last sign of life
+    cpu_s: float = 0.0  # its CPU time then
 
 
 @dataclass
@@ -49,9 +51,20 @@ class _Trouble:
     blind: int = 0
 
 
-def run_chunks(config: CorpusConfig, folders: Folders, chunks: Iterable[Chunk]) -> Iterator[dict[str, Any]]:
-    """Have all chunks processed; yields the summaries of parts in the order in which they end."""
-    pool = _Pool(config, folders)
+WORKER_COMMAND = (sys.executable, "-m", "pocketphi.corpus.engines.worker")
+
+
+def run_chunks(
+    config: CorpusConfig,
+    folders: Folders,
+    chunks: Iterable[Chunk],
+    command: Sequence[str] = WORKER_COMMAND,
+) -> Iterator[dict[str, Any]]:
+    """Have all chunks processed; yields the summaries of parts in the order in which they end.
+
+    Raises DataError when workers die again and again without a document at fault.
+    """
+    pool = _Pool(config, folders, command)
     try:
         yield from pool.run(iter(chunks))
     finally:
@@ -59,8 +72,8 @@ def run_chunks(config: CorpusConfig, folders: Folders, chunks: Iterable[Chunk]) 
 
 
 class _Pool:
-    def __init__(self, config: CorpusConfig, folders: Folders) -> None:
-        self.config, self.folders = config, folders
+    def __init__(self, config: CorpusConfig, folders: Folders, command: Sequence[str]) -> None:
+        self.config, self.folders, self.command = config, folders, command
         self.size = num_workers(config)
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
@@ -108,7 +121,7 @@ class _Pool:
         # One worker is one core: libraries must not start threads of their own.
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ARROW_DEFAULT_MEMORY_POOL="system")
         process = subprocess.Popen(
-            [sys.executable, "-m", "pocketphi.corpus.engines.worker"],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -129,6 +142,7 @@ class _Pool:
         rows, blobs = pack(chunk.raws)
         trouble = self.trouble.get(chunk.part, _Trouble())
         worker.chunk, worker.at, worker.since = chunk, None, time.monotonic()
+        worker.cpu_s = _cpu_s(worker.process.pid)
         header = {"part": chunk.part, "source": chunk.source, "raws": rows, "skip": trouble.skip}
         if self._send(worker, header, blobs):
             return None
@@ -152,7 +166,7 @@ class _Pool:
             if frame is None:
                 return None, self._bury(worker, "ended")
             reply, _ = frame
-            worker.since = time.monotonic()
+            worker.since, worker.cpu_s = time.monotonic(), _cpu_s(worker.process.pid)
             if "ready" in reply:
                 worker.ready = True
             elif "at" in reply:
@@ -163,12 +177,17 @@ class _Pool:
                 worker.chunk = None
                 self.trouble.pop(reply["part"], None)
                 return reply, None
-        now = time.monotonic()
         for worker in self.workers:
-            if (worker.chunk is not None or not worker.ready) and now - worker.since > self._limit(worker):
+            limit = self._limit(worker)
+            if (worker.chunk is not None or not worker.ready) and self._spent_s(worker) > limit:
                 worker.process.kill()
-                return None, self._bury(worker, f"took longer than {self._limit(worker):g} s and was killed")
+                return None, self._bury(worker, f"took longer than {limit:g} s and was killed")
         return None, None
+
+    def _spent_s(self, worker: _Worker) -> float:
+        """CPU seconds since the last sign of life; of a worker that does not even compute, a part of the wall's."""
+        wall = time.monotonic() - worker.since
+        return max(_cpu_s(worker.process.pid) - worker.cpu_s, wall / _PATIENCE)
 
     def _limit(self, worker: _Worker) -> float:
         if not worker.ready:
@@ -176,7 +195,7 @@ class _Pool:
         if worker.chunk is None or worker.at is None or worker.at >= len(worker.chunk.raws):
             return _SCORING_TIMEOUT_S
         # The worker cuts itself off after document_timeout_s unless it is stuck inside a C library.
-        return 2 * self.config.document_timeout_s + 5
+        return 2 * self.config.document_timeout_s
 
     def _bury(self, worker: _Worker, how: str) -> Chunk | None:
         """Remove a dead worker; returns its chunk, with the record at fault marked to be left out."""
@@ -215,6 +234,15 @@ class _Pool:
             worker.process.stdin.close()
         worker.process.stdout.close()
         return worker.process.wait()
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process so far; 0 where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _raise(reply: dict[str, Any]) -> None:

@@ -140,7 +140,8 @@ _FORMULA_IMAGE = re.compile(r"\b(?:tex|latex|mwe-math\S*|math|equation|formula)\
 _CC = re.compile(
     r"https?://creativecommons\.org/(?:licenses|publicdomain)/[a-z\-+]+(?:/[\d.]+)?", re.IGNORECASE
 )
-_MAX_DEPTH = 400
+_MAX_DEPTH = 150  # three frames each; deeper than any page that people read
+_EMPTY_PAGE_CHARS = 300
 _MAX_TABLE_CELLS = 5000
 
 
@@ -184,6 +185,7 @@ class FlatPage:
 def parse(html: str) -> Any | None:
     """Return the root element of a page, None when there is nothing in it."""
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
+    html = html.replace("\0", "") if "\0" in html else html
     try:
         return etree.fromstring(html.encode("utf-8", "replace"), parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
@@ -191,16 +193,27 @@ def parse(html: str) -> Any | None:
 
 
 def flatten(root: Any, max_nodes: int) -> FlatPage:
-    """Walk the tree once. Raises TooManyNodes past `max_nodes` elements."""
-    walker = _Walker(max_nodes)
+    """Walk the tree once. Raises TooManyNodes past `max_nodes` elements.
+
+    A page of almost no text is walked again, into navigation and noscript as well: an end tag that is
+    missing there puts the whole page inside.
+    """
+    walker = _Walker(max_nodes, _DROP)
     walker.element(root, -1, 0)
     walker.flush()
+    if sum(len(block.text) for block in walker.page.blocks) < _EMPTY_PAGE_CHARS:
+        again = _Walker(max_nodes, _DROP - {"nav", "noscript", "menu", "dialog", "button"})
+        again.element(root, -1, 0)
+        again.flush()
+        if len(again.page.blocks) > len(walker.page.blocks):
+            return again.page
     return walker.page
 
 
 class _Walker:
-    def __init__(self, max_nodes: int) -> None:
+    def __init__(self, max_nodes: int, drop: frozenset[str]) -> None:
         self.page = FlatPage()
+        self.drop = drop
         self.left = max_nodes
         self.parts: list[str] = []  # of the block that is being gathered
         self.link_chars = 0
@@ -250,11 +263,11 @@ class _Walker:
         """Handle one element and everything in it (not its tail)."""
         self.left -= 1
         if self.left < 0:
-            raise TooManyNodes("too many elements")
+            raise TooManyNodes("more elements than max_nodes")
         tag = element.tag
         if not isinstance(tag, str):
             return
-        if tag in _DROP:
+        if tag in self.drop:
             if tag == "script" and element.get("type") and element.text:
                 self.script(element, element.get("type").lower(), container, depth)
             return
@@ -395,7 +408,7 @@ class _Walker:
         for node in element.iter():
             self.left -= 1
             if self.left < 0:
-                raise TooManyNodes("too many elements")
+                raise TooManyNodes("more elements than max_nodes")
             if not isinstance(node.tag, str):
                 continue
             if node.tag == "br":
@@ -427,7 +440,7 @@ class _Walker:
         for number, row in enumerate(rows):
             cells: list[str] = []
             for cell in row:
-                inner = _Walker(self.left)
+                inner = _Walker(self.left, self.drop)
                 inner.kind, inner.tag, inner.container = "text", "td", container
                 inner.children(cell, container, depth + 1)
                 inner.flush()
