@@ -77,6 +77,21 @@ def fastest_attention() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def unaccelerated(model: PhiForCausalLM) -> Iterator[None]:
+    """Run `model` uncompiled and with plain masks inside the block.
+
+    Evaluation and sampling come with another shape at almost every call, and each shape would be
+    compiled anew (or, past the compiler's limit, refused).
+    """
+    builder, model.mask_builder = model.mask_builder, None
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.mask_builder = builder
+
+
 def flex_mask(
     config: ModelConfig,
     document_ids_BT: Tensor | None,

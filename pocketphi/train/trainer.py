@@ -31,7 +31,7 @@ from pocketphi.core import progress
 from pocketphi.core.errors import ConfigError, UserError
 from pocketphi.model.transformer import PhiForCausalLM
 from pocketphi.train import checkpoints
-from pocketphi.train.acceleration import AccelerationConfig, accelerate
+from pocketphi.train.acceleration import AccelerationConfig, accelerate, unaccelerated
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
 from pocketphi.train.data import Batch, Feed
@@ -282,7 +282,9 @@ class Trainer:
             plain = self.plain_model()
             if self.world.is_main:
                 plain.eval()
-                for text in self.sample(plain):
+                with unaccelerated(plain):
+                    texts = self.sample(plain)
+                for text in texts:
                     self._write(SAMPLES, {"phase": phase.config.name, "step": self.cursor.step, **text})
                 plain.train()
         self.cursor.phase += 1
@@ -297,7 +299,7 @@ class Trainer:
         self._evaluated_at = self.cursor.step
         found: dict[str, dict[str, float]] = {}
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), unaccelerated(self.model):
             for entry in self.heldout:
                 found[entry.name] = self._measure(entry)
         self.model.train()
