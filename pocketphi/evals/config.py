@@ -25,9 +25,14 @@ class EvalConfig:
     max_new_tokens: most tokens of a generated answer, where the task does not say less.
     batch_size: requests that the torch back end scores in one pass; scores do not depend on it.
     start_token: what stands before every prompt. `auto` follows the tokenizer's own rule.
+    choices_by: how choice tasks are answered: `likelihood` of each option, or `writing` a letter, for
+        models that only write; the two are different protocols and not comparable.
+    contamination: check each task's items against the corpus artifact, where one is given.
     chat: put generation prompts into the model's chat template instead of the plain few-shot text.
-    judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers; judge_key_env
-        names the environment variable that holds its key, so that no key is written to a file.
+    endpoint_key_env, judge_key_env: names of environment variables that hold the keys of the model's and
+        the judge's endpoint, so that no key is written to a file.
+    judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers.
+    timeout_s: longest wait for one reply of an endpoint.
     dtype: precision of the torch model; `auto` is bfloat16 on a GPU and float32 on a CPU.
     num_threads: threads of the engine; None lets it choose.
     backend: engine back end for GGUF files ("auto", "native", "numpy").
@@ -43,7 +48,10 @@ class EvalConfig:
     max_new_tokens: int = 512
     batch_size: int = 8
     start_token: StartToken = "auto"
+    choices_by: Literal["likelihood", "writing"] = "likelihood"
+    contamination: bool = True
     chat: bool = False
+    endpoint_key_env: str = "OPENAI_API_KEY"
     judge_url: str | None = None
     judge_model: str = ""
     judge_key_env: str = "OPENAI_API_KEY"

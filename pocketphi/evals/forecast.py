@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketphi.core.errors import DataError
-from pocketphi.evals import prompts
+from pocketphi.evals import generation, prompts
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.suites import select
 
@@ -42,7 +42,7 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
             read_tokens += config.max_heldout_tokens * max(1, len(config.texts))
             continue
         try:
-            from pocketphi.evals.stage import load_task
+            from pocketphi.evals.loading import load_task
 
             each = load_task(config, task, selection.limit)
         except DataError:
@@ -65,8 +65,6 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
                 saved_tokens += (sum(len(c.encode()) for c in shape.contexts) - contexts) / BYTES_PER_TOKEN
                 requests += 1 + len(shape.continuations)
         else:
-            from pocketphi.evals import generation
-
             for prompt in each.items:
                 size = len(generation.full_prompt(each, prompt).encode()) / BYTES_PER_TOKEN
                 read_tokens += size

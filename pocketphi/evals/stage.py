@@ -5,38 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
-from pocketphi.evals import backends, bits, metrics, prompts
+from pocketphi.evals import backends, bits, generation, likelihood, metrics, prompts
 from pocketphi.evals.backends.base import Scorer
 from pocketphi.evals.config import EvalConfig
-from pocketphi.evals.data import DataFile, read, require
 from pocketphi.evals.journal import Journal
+from pocketphi.evals.loading import Loaded, load_task
 from pocketphi.evals.suites import Selection, select
-from pocketphi.evals.task import Question, Task, draw_shots, pick, prompt_version
+from pocketphi.evals.task import prompt_version
 
 RESULTS_SCHEMA = 1
 _JOURNAL = "items.partial.jsonl"
-
-
-@dataclass
-class Loaded:
-    """A task with its items in their final order and the shots shown before them, by group."""
-
-    task: Task
-    items: list[Any]
-    shots: dict[str, list[Any]]
-    file: DataFile | None
-    shots_file: DataFile | None
-    num_in_file: int
-    num_unusable: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 def run(
@@ -126,32 +110,6 @@ def identity(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
-    """Read a task's files, draw its items and shots. DataError for missing files or columns."""
-    if task.file is None:
-        from pocketphi.evals.tasks.choice import house_items
-
-        items: list[Any] = list(house_items()) if task.name == "house" else []
-        kept = pick((q.id for q in items), limit, task.name)
-        return Loaded(task, [items[i] for i in kept], {}, None, None, len(items))
-    file = require(config.data_dir, task.file)
-    rows, unusable = _rows(task, file)
-    num_in_file = len(rows) + unusable
-    shots: dict[str, list[Any]] = {}
-    shots_file = None
-    if task.shots:
-        same = task.shots_file == task.file
-        assert task.shots_file is not None
-        shots_file = file if same else require(config.data_dir, task.shots_file)
-        pool = rows if same else _rows(task, shots_file)[0]
-        shots = _draw(task, pool)
-        if same:
-            shown = {q.id for group in shots.values() for q in group}
-            rows = [q for q in rows if q.id not in shown]
-    kept = pick((q.id for q in rows), limit, task.name)
-    return Loaded(task, [rows[i] for i in kept], shots, file, shots_file, num_in_file, unusable)
-
-
 def _open(value: Artifact | Path | str) -> Artifact | Path | str:
     if isinstance(value, Artifact):
         return value
@@ -191,45 +149,6 @@ def _load_tasks(
     return loaded, skipped
 
 
-def _rows(task: Task, file: DataFile) -> tuple[list[Any], int]:
-    assert task.read is not None
-    found, unusable, seen = [], 0, {}  # type: ignore[var-annotated]
-    for number, row in enumerate(read(file, task.columns if file.name.startswith(f"{task.file}.") else ())):
-        try:
-            item = task.read(row, number)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{file.path}: row {number} is not what task '{task.name}' expects: {type(error).__name__}: {error}",
-                hint="the file is not the version that this task was written for",
-            ) from None
-        if item is None:
-            unusable += 1
-            continue
-        # Two rows with one id (a question asked twice) stay two items.
-        count = seen[item.id] = seen.get(item.id, 0) + 1
-        if count > 1:
-            item = type(item)(**{**item.__dict__, "id": f"{item.id}#{count}"})
-        found.append(item)
-    if not found:
-        raise DataError(f"{file.path}: holds no usable row for task '{task.name}'")
-    return found, unusable
-
-
-def _draw(task: Task, pool: list[Question]) -> dict[str, list[Question]]:
-    """Return the shots by group; "" holds those of tasks whose groups share them."""
-    if not task.shots_by_group:
-        if len(pool) <= task.shots:
-            raise DataError(
-                f"task '{task.name}': {task.shots} shots asked for, {len(pool)} rows to draw from"
-            )
-        return {"": [pool[i] for i in draw_shots((q.id for q in pool), task.shots, task.name)]}
-    groups: dict[str, list[Question]] = {}
-    for question in pool:
-        groups.setdefault(question.group, []).append(question)
-    # The first rows in their order, not a draw: MMLU's development rows are its shots by definition.
-    return {name: members[: task.shots] for name, members in groups.items()}
-
-
 def _run_task(
     config: EvalConfig,
     each: Loaded,
@@ -240,68 +159,8 @@ def _run_task(
     if each.task.kind == "bits":
         return _run_bits(config, each, scorer, journal, opened.get("shards"))
     if each.task.kind == "choice":
-        return _run_choice(each, scorer, journal)
-    from pocketphi.evals import generation
-
+        return likelihood.run_task(each, scorer, journal)
     return generation.run_task(config, each, scorer, journal)
-
-
-def _run_choice(each: Loaded, scorer: Scorer, journal: Journal) -> list[dict[str, Any]]:
-    task, label = each.task, each.task.label
-    # Group by group, so that the few-shot text of one is computed once.
-    order = sorted(range(len(each.items)), key=lambda i: (each.items[i].group, i))
-    todo = [i for i in order if journal.get(label, each.items[i].id) is None]
-    prepared: dict[str, tuple[str, list[int]]] = {}
-
-    def rendered(index: int) -> tuple[prompts.Rendered, list[prompts.Request]]:
-        question: Question = each.items[index]
-        if question.group not in prepared:
-            shown = each.shots.get(question.group, each.shots.get("", []))
-            text = prompts.shots_text(task, shown, question.group)
-            prepared[question.group] = (text, prompts.stable_prefix(scorer.tokenizer, text))
-        text, shared_ids = prepared[question.group]
-        shape = prompts.render(task, question)
-        return shape, prompts.requests(
-            scorer.tokenizer, shape, text, shared_ids, scorer.start_ids, scorer.max_tokens
-        )
-
-    # The same questions twice, in step: one for the model, one to put its answers together again.
-    waiting: list[tuple[int, prompts.Rendered, list[prompts.Request]]] = []
-
-    def feed() -> Iterator[list[prompts.Request]]:
-        for index in todo:
-            shape, found = rendered(index)
-            waiting.append((index, shape, found))
-            yield found
-
-    done = len(order) - len(todo)
-    with progress.bar(label, len(order), unit="items", done=done) as shown:
-        scores = scorer.score(chain.from_iterable(feed()))
-        finished = 0
-        while finished < len(todo):
-            first = next(scores)
-            index, shape, found = waiting.pop(0)
-            parts = [first, *(next(scores) for _ in found[1:])]
-            by_option = [None] * len(shape.continuations)  # type: list[Any]
-            tokens = [0] * len(shape.continuations)
-            for request, part in zip(found, parts):
-                for option, score, ids in zip(request.indices, part, request.options):
-                    by_option[option], tokens[option] = score, len(ids)
-            question = each.items[index]
-            record = metrics.choice_record(task, question, by_option, shape.lengths, tokens)
-            if question.true is not None:
-                record["num_true"] = sum(question.true)
-            record["cut_tokens"] = max(r.cut_tokens for r in found)
-            journal.add(
-                {"task": label, "id": question.id, "group": question.group, **record, **_shown(question)}
-            )
-            finished += 1
-            shown.advance()
-    return [journal.records[(label, q.id)] for q in each.items]
-
-
-def _shown(question: Question) -> dict[str, Any]:
-    return {"question": question.text[:600], "options": [o[:200] for o in question.options]}
 
 
 def _run_bits(
@@ -349,10 +208,15 @@ def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[
         if task.kind == "choice":
             figures = metrics.choice_figures(task, records)
             sample = prompts.render(task, each.items[0])
-            version = prompt_version(task, [_sample_shots(each), sample.contexts[0], sample.continuations[0]])
+            version = prompt_version(
+                task,
+                [
+                    likelihood.shots_text(each, each.items[0].group),
+                    sample.contexts[0],
+                    sample.continuations[0],
+                ],
+            )
         else:
-            from pocketphi.evals import generation
-
             figures = metrics.generation_figures(task, records)
             version = generation.version(each)
         data = {
@@ -381,11 +245,6 @@ def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[
         **data,
         **{k: _rounded(v) for k, v in figures.items()},
     }
-
-
-def _sample_shots(each: Loaded) -> str:
-    group = each.items[0].group
-    return prompts.shots_text(each.task, each.shots.get(group, each.shots.get("", [])), group)
 
 
 def _documents_hash(records: list[dict[str, Any]]) -> str:

@@ -80,6 +80,7 @@ class Task:
 
     file, shots_file: stems of the benchmark files ("arc_easy.test"). When `shots_file` equals
     `file`, the rows shown as shots are taken out of what is scored.
+    shot_ids: items that are the shots by definition, instead of a draw.
     metric: which figure is the task's `value`. source: where the rows come from and their licence.
     hub: data set id on the Hugging Face hub, for people who fetch it themselves.
     """
@@ -104,6 +105,7 @@ class Task:
     prefix_file: str | None = None
     lm_eval: str = ""
     shots_by_group: bool = False
+    shot_ids: tuple[str, ...] = ()
 
     def with_settings(self, settings: Mapping[str, str]) -> Task:
         """Return the task with `shots` and `format` replaced; ConfigError for anything else."""
@@ -131,8 +133,10 @@ class Task:
         parts = []
         if self.shots:
             parts.append(f"{self.shots}-shot")
-        if self.kind == "choice" and self.format != "cloze":
+        if self.format != "cloze":
             parts.append(self.format)
+            if self.kind == "generate":
+                parts.append("written")
         return f"{self.name}[{' '.join(parts)}]" if parts else self.name
 
 

@@ -162,7 +162,7 @@ def test_shared_prefix_changes_nothing(tiny: Path, data: Path) -> None:
 
 
 def _requests(scorer, data: Path, shots: int) -> list[Request]:
-    from pocketphi.evals.stage import load_task
+    from pocketphi.evals.loading import load_task
 
     each = load_task(EvalConfig(data_dir=data), parse_task(f"arc_easy:shots={shots}"), None)
     text = prompts.shots_text(each.task, each.shots[""], "")

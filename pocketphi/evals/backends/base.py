@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pocketphi.core.errors import EngineError, UserError
+from pocketphi.core.errors import EngineError, PocketPhiError, UserError
 from pocketphi.evals.prompts import Request
 
 
@@ -24,12 +24,16 @@ class OptionScore:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A generated text and why it ended: "stop" (end token or stop string) or "length"."""
+class Reply:
+    """A generated text and why it ended: "stop" (end token or stop string) or "length".
+
+    cut_tokens: how many tokens of the prompt's left end did not fit.
+    """
 
     text: str
     ended: str
     num_tokens: int
+    cut_tokens: int = 0
 
 
 class Scorer(Protocol):
@@ -52,8 +56,10 @@ class Scorer(Protocol):
         """Return log P(ids[i] | ids[:i]) for i >= 1, float64 [T-1]; len(ids) <= max_tokens + 1."""
         ...
 
-    def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
-        """Continue greedily until an end token, a stop string (left out of the text) or the limit."""
+    def complete(
+        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[Reply]:
+        """Yield, in order, a greedy continuation of each text (`chat`: an answer to it as a message)."""
         ...
 
     def close(self) -> None: ...
@@ -103,6 +109,23 @@ def start_tokens(tokenizer: Any, rule: str) -> tuple[tuple[int, ...], str]:
             raise UserError("start_token: eos was asked for and the tokenizer has none")
         return (int(eos),), word
     return (), word
+
+
+def prompt_ids(tokenizer: Any, start_ids: Sequence[int], text: str, chat: bool) -> list[int]:
+    """A text as a prompt: after the start token, or as a user's message in the chat template.
+
+    UserError when the model has no chat template.
+    """
+    if not chat:
+        return [*start_ids, *(int(i) for i in tokenizer.encode(text))]
+    try:
+        return [
+            int(i) for i in tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True)
+        ]
+    except PocketPhiError as error:
+        raise UserError(
+            f"chat was asked for and the model has no chat template: {error.message}", hint="--set chat=false"
+        ) from None
 
 
 def fit_prompt(ids: Sequence[int], max_new_tokens: int, max_tokens: int) -> tuple[list[int], int]:

@@ -19,11 +19,12 @@ from pocketphi.engine.backend import Session
 from pocketphi.engine.session import rope_set_for
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
-    Generation,
     OptionScore,
+    Reply,
     fit_prompt,
     log_probabilities,
     log_probability,
+    prompt_ids,
     start_tokens,
 )
 from pocketphi.evals.config import EvalConfig
@@ -68,11 +69,16 @@ class EngineScorer:
             start += len(logits_TV)
         return np.concatenate(pieces)
 
-    def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
-        kept, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
-        found = self._engine.generate(kept, max_new_tokens=room, temperature=0.0, stop=list(stop))
-        ended = "stop" if found.finish_reason == "stop" else "length"
-        return Generation(found.text, ended, len(found.tokens))
+    def complete(
+        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[Reply]:
+        for text in texts:
+            ids = prompt_ids(self.tokenizer, self.start_ids, text, chat)
+            kept, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
+            # The engine keeps the longest common prefix with the prompt before: the shots.
+            found = self._engine.generate(kept, max_new_tokens=room, temperature=0.0, stop=list(stop))
+            ended = "stop" if found.finish_reason == "stop" else "length"
+            yield Reply(found.text, ended, len(found.tokens), len(ids) - len(kept))
 
     def close(self) -> None:
         if self._session is not None:

@@ -21,10 +21,11 @@ from pocketphi import tokenizer as tokenizers
 from pocketphi.core.errors import EngineError
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
-    Generation,
     OptionScore,
+    Reply,
     cut_at_stop,
     fit_prompt,
+    prompt_ids,
     start_tokens,
 )
 from pocketphi.evals.config import EvalConfig
@@ -82,9 +83,15 @@ class TorchScorer:
         hidden_TD = self._model.hidden(self._ids([list(ids[:-1])]))[0]
         return self._log_probabilities(hidden_TD, ids[1:])[0]
 
-    @torch.inference_mode()
-    def generate(self, ids: Sequence[int], *, max_new_tokens: int, stop: Sequence[str]) -> Generation:
-        prompt, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
+    def complete(
+        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+    ) -> Iterator[Reply]:
+        for text in texts:
+            ids = prompt_ids(self.tokenizer, self.start_ids, text, chat)
+            prompt, room = fit_prompt(ids, max_new_tokens, self.max_tokens)
+            yield self._continue(prompt, room, stop, len(ids) - len(prompt))
+
+    def _continue(self, prompt: list[int], room: int, stop: Sequence[str], cut_tokens: int) -> Reply:
         produced: list[int] = []
         for token in stream(
             self._model, prompt, max_new_tokens=room, temperature=0.0, stop_ids=self.tokenizer.stop_ids
@@ -92,9 +99,9 @@ class TorchScorer:
             produced.append(token)
             text, stopped = cut_at_stop(self.tokenizer.decode(produced), stop)
             if stopped:
-                return Generation(text, "stop", len(produced))
+                return Reply(text, "stop", len(produced), cut_tokens)
         ended = "length" if len(produced) >= room else "stop"
-        return Generation(self.tokenizer.decode(produced), ended, len(produced))
+        return Reply(self.tokenizer.decode(produced), ended, len(produced), cut_tokens)
 
     def close(self) -> None:
         del self._model

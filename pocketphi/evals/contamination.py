@@ -1,0 +1,130 @@
+"""Which items of a task occur in the corpus that made the model.
+
+Words are compared without case and punctuation, in n-grams of 13; an item with fewer words is one n-gram
+of its own length, and items under 8 words are left out because they cannot be told from ordinary speech.
+An item counts as seen when one document of the training text holds at least half of its n-grams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocketphi.core import progress
+from pocketphi.core.artifact import Artifact
+
+NGRAM_WORDS = 13
+MIN_WORDS = 8
+SEEN_SHARE = 0.5
+_TABLE_BITS = 24
+_WORD = re.compile(r"\w+")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Per task: names of the items seen, and how many items were long enough to be judged."""
+
+    seen: Mapping[str, frozenset[str]]
+    judged: Mapping[str, int]
+    documents: int
+
+
+class _Index:
+    """N-grams of all items: sorted hashes [K], the item of each [K], n-grams per item."""
+
+    def __init__(self, items: Iterable[tuple[str, str]]) -> None:
+        self.names: list[str] = []
+        grams: list[np.ndarray] = []
+        for name, text in items:
+            words = _WORD.findall(text.lower())
+            if len(words) < MIN_WORDS:
+                continue
+            self.names.append(name)
+            grams.append(np.unique(_ngrams(_hashes(words), min(NGRAM_WORDS, len(words)))))
+        self.totals = np.array([len(g) for g in grams], dtype=np.int64)
+        hashes = np.concatenate(grams) if grams else np.zeros(0, dtype=np.uint64)
+        items_K = np.repeat(np.arange(len(grams)), self.totals)
+        order = np.argsort(hashes, kind="stable")
+        self.hashes, self.items = hashes[order], items_K[order]
+        self.table = np.zeros(1 << _TABLE_BITS, dtype=bool)
+        self.table[_low(self.hashes)] = True
+
+    def found(self, text: str) -> Iterator[int]:
+        """Yield the numbers of the items of which a text holds enough."""
+        hashes = _hashes(_WORD.findall(text.lower()))
+        hits = []
+        for n in range(MIN_WORDS, NGRAM_WORDS + 1):
+            grams = _ngrams(hashes, n)
+            grams = grams[self.table[_low(grams)]]
+            place = np.searchsorted(self.hashes, grams)
+            place[place == len(self.hashes)] = 0
+            hits.append(grams[self.hashes[place] == grams])
+        held = np.unique(np.concatenate(hits))
+        if not len(held):
+            return
+        counts = np.bincount(self.items[np.isin(self.hashes, held)], minlength=len(self.names))
+        yield from np.nonzero(counts >= np.maximum(SEEN_SHARE * self.totals, 1))[0].tolist()
+
+
+def check(corpus: Artifact, items: Mapping[str, Iterable[tuple[str, str]]]) -> Contamination:
+    """Search the documents that were trained on for the items of several tasks at once.
+
+    items: task -> (id, text of the question).
+    """
+    from pocketphi import corpus as corpora
+
+    index = _Index((f"{task}\0{id_}", text) for task, found in items.items() for id_, text in found)
+    judged = dict.fromkeys(items, 0)
+    for name in index.names:
+        judged[name.partition("\0")[0]] += 1
+    seen: dict[str, set[str]] = {task: set() for task in items}
+    documents = 0
+    if index.names:
+        with progress.bar("contamination", None, unit="documents") as shown:
+            for batch in corpora.read(corpus, columns=["text"], heldout=False):
+                for text in batch.column("text").to_pylist():
+                    documents += 1
+                    for number in index.found(text):
+                        task, _, id_ = index.names[number].partition("\0")
+                        seen[task].add(id_)
+                shown.advance(batch.num_rows)
+    return Contamination({t: frozenset(s) for t, s in seen.items()}, judged, documents)
+
+
+_known: dict[str, int] = {}
+
+
+def _hashes(words: Sequence[str]) -> np.ndarray:
+    """A 64-bit number per word."""
+    if len(_known) > 2_000_000:
+        _known.clear()
+    found = np.empty(len(words), dtype=np.uint64)
+    for place, word in enumerate(words):
+        number = _known.get(word)
+        if number is None:
+            digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+            number = _known[word] = int.from_bytes(digest, "little")
+        found[place] = number
+    return found
+
+
+def _ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
+    """One number per n-gram of a sequence of word numbers."""
+    count = len(hashes) - n + 1
+    if count <= 0:
+        return np.zeros(0, dtype=np.uint64)
+    found = np.full(count, n, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for offset in range(n):
+            found = (found ^ hashes[offset : offset + count]) * _MIX
+            found ^= found >> np.uint64(29)
+    return found
+
+
+def _low(hashes: np.ndarray) -> np.ndarray:
+    return (hashes & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
