@@ -44,6 +44,30 @@ def _piece(
     return loss, z_loss, grad_CV.to(logits_CV.dtype)
 
 
+def _piece_in_place(
+    logits_CV: Tensor, targets_C: Tensor, z_weight: float, wants_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same for a CPU, in five passes over one float32 buffer, the logits' own where it can be."""
+    wide_CV = logits_CV.float()
+    counted_C = targets_C != IGNORE
+    safe_C1 = torch.where(counted_C, targets_C, 0)[:, None]
+    top_C1 = wide_CV.amax(dim=-1, keepdim=True)
+    wide_CV.sub_(top_C1)
+    picked_C = wide_CV.gather(1, safe_C1)[:, 0]
+    wide_CV.exp_()
+    sum_C = wide_CV.sum(dim=-1)
+    log_sum_C = sum_C.log()
+    lse_C = log_sum_C + top_C1[:, 0]
+    loss = torch.where(counted_C, log_sum_C - picked_C, 0.0).sum()
+    z_loss = torch.where(counted_C, lse_C.square(), 0.0).sum()
+    if not wants_grad:
+        return loss, z_loss, None
+    counted_float_C = counted_C.float()
+    scale_C = counted_float_C * (1 + 2 * z_weight * lse_C) / sum_C
+    wide_CV.mul_(scale_C[:, None]).scatter_add_(1, safe_C1, -counted_float_C[:, None])
+    return loss, z_loss, wide_CV.to(logits_CV.dtype)
+
+
 @functools.cache
 def _compiled_piece() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
     return torch.compile(_piece, dynamic=False)
@@ -61,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        piece = _compiled_piece() if compiled else _piece
+        piece = _compiled_piece() if compiled else _piece if x_ND.is_cuda else _piece_in_place
         ctx.types = x_ND.dtype, weight_VD.dtype
         x_ND, weight = x_ND.to(_product_type(x_ND)), weight_VD.to(_product_type(x_ND))
         grad_x = torch.empty_like(x_ND) if wants_grad else None
