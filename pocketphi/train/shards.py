@@ -462,7 +462,6 @@ def describe_split(
         "num_tokens": sum(s["num_tokens"] for s in sources),
         "num_documents": sum(s["num_documents"] for s in sources),
         "num_bytes_text": sum(s["num_bytes_text"] for s in sources),
-        "document_starts": f"{name}.idx",
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,

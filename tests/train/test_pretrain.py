@@ -229,3 +229,22 @@ def test_plan_counts_what_a_run_then_has(made_shards: Artifact, tokenizer_folder
     full = train.plan(TrainConfig(model="phi-3-mini-4k", num_threads=1), {})
     assert full["parameters"] == 3_821_079_552
     assert full["peak_memory_bytes"] > 16 * 3.8e9
+
+
+def test_the_evaluation_reads_held_out_documents_from_shards(
+    made_shards: Artifact, tokenizer_folder: Path
+) -> None:
+    """The seam between the shards and the bits-per-byte evaluation: the documents come back as text."""
+    from types import SimpleNamespace
+
+    from pocketphi.evals import bits
+
+    scorer = SimpleNamespace(tokenizer=tokenizers.load(tokenizer_folder))
+    found = [
+        text
+        for name in bits.heldout_splits(made_shards)
+        for _, text in bits.heldout_documents(made_shards, name, scorer)
+    ]
+    assert found
+    assert set(found) <= set(texts())
+    assert len(found) == sum(v for k, v in made_shards.counts.items() if k.startswith("documents_heldout"))
