@@ -1,7 +1,6 @@
 /* PocketPhi's native core: the C API.
  *
- * A model is created from a configuration and filled tensor by tensor (or opened from a GGUF file); a
- * session is one sequence with its cache of keys and values; `pp_forward` runs any number of sessions in
+ * A model is created from a configuration and filled tensor by tensor (the caller reads the file); a session is one sequence with its cache of keys and values; `pp_forward` runs any number of sessions in
  * one pass over the weights. The core decides nothing: sampling, stop tokens, context policy and the
  * choice of the rope factor set belong to the caller.
  *
@@ -104,8 +103,6 @@ PP_API const char* pp_last_error(void);
 PP_API const char* pp_kernels_available(void);
 
 PP_API pp_model* pp_model_create(const pp_config* config, const pp_options* options);
-/* Open a GGUF file of architecture phi3 or llama. The file is not trusted. */
-PP_API pp_model* pp_model_open_gguf(const char* path, const pp_options* options);
 /* Copy (and repack) one tensor, row-major [rows, cols], vectors as rows = 1. Names are GGUF's:
  * token_embd.weight, output.weight, output_norm.weight, and in blk.N.: attn_norm, attn_qkv or attn_q,
  * attn_k and attn_v, attn_output, ffn_norm, ffn_up (with ffn_gate, or fused: gate rows first), ffn_down.

@@ -33,8 +33,6 @@ pp_model* pp_model_create(const pp_config* config, const pp_options* options) {
   return nullptr;
 }
 
-pp_model* pp_model_open_gguf(const char* path, const pp_options* options) { return open_gguf(path, options); }
-
 int pp_model_set_tensor(pp_model* model, const char* name, int32_t type, int64_t rows, int64_t cols, const void* data,
                         size_t num_bytes, int32_t store_type, int32_t discard) {
   if (!model || !name || !data) {

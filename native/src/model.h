@@ -85,6 +85,4 @@ bool model_set_tensor(pp_model& model, const char* name, int type, int64_t rows,
 bool model_finish(pp_model& model);
 bool model_forward(pp_model& model, const pp_work* work, int num_work);
 
-pp_model* open_gguf(const char* path, const pp_options* options);
-
 }  // namespace pp

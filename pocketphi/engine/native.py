@@ -96,7 +96,6 @@ def _load_library(path: Path) -> ctypes.CDLL:
         "pp_last_error": (text, []),
         "pp_kernels_available": (text, []),
         "pp_model_create": (model, [POINTER(_Config), POINTER(_Options)]),
-        "pp_model_open_gguf": (model, [text, POINTER(_Options)]),
         "pp_model_set_tensor": (
             c_int, [model, text, c_int32, c_int64, c_int64, c_void_p, c_size_t, c_int32, c_int32]
         ),

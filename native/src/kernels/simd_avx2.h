@@ -109,6 +109,12 @@ PP_INLINE x4 broadcast4(const int8_t* p) {
   return _mm256_set1_epi32(quad);
 }
 
+// Inline assembly, because GCC 12 turns a chain of these additions into a tree whose leaves it spills.
+PP_INLINE void multiply_add(__m256i& s, const __m256i& w, const __m256i& x) {
+  __m256i pairs;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(s), "=&x"(pairs) : "x"(w), "x"(x));
+}
+
 // Pairs are summed in 16 bits: 2 · max_weight · 127 · quads must stay below 32768, else the sum is
 // widened to 32 bits after every `limit` additions. |x| <= 127.
 template <int max_weight, int quads>
@@ -123,8 +129,8 @@ struct Dot {
     if constexpr (!narrow) wide_a = wide_b = _mm256_setzero_si256(), count = 0;
   }
   PP_INLINE void add(const w64& w, const x4& x) {
-    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x));
-    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w.b, x));
+    multiply_add(a, w.a, x);
+    multiply_add(b, w.b, x);
     if constexpr (!narrow) {
       if (++count == limit) widen();
     }

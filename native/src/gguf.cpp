@@ -1,4 +1,0 @@
-#include "model.h"
-namespace pp {
-pp_model* open_gguf(const char*, const pp_options*) { fail("not yet"); return nullptr; }
-}  // namespace pp
