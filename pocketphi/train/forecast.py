@@ -23,6 +23,8 @@ _CPU_SHARE = 0.55
 _GPU_SHARE = 0.40
 # Dense bf16 FLOP/s of GPUs, by a part of the name nvidia-smi gives.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
+# Text of the package's own chats, and of one made from a document.
+_BUILT_IN_BYTES, _CORPUS_CHAT_BYTES = 40_000, 350
 # A process with torch loaded, before any model.
 _BASE_BYTES = 450_000_000
 
@@ -92,7 +94,6 @@ def train_plan(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]
         for key in ("parameters", "disk_bytes", "vocab_size"):
             totals[key] = part[key]
     totals["tokens_per_s"] = round(totals["tokens"] / totals["wall_s"], 1)
-    totals["model"] = configuration.to_tree(shape)
     return totals
 
 
@@ -109,16 +110,27 @@ def planned_shape(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, An
 
 
 def sft_plan(config: SftConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Forecast of fine-tuning; chat tokens are guessed from the sizes of the files (4 bytes a token)."""
-    tree = inputs_plan.get("train", {}).get("model")
-    shape = ModelConfig(**tree) if isinstance(tree, Mapping) else ModelConfig.named("nano")
+    """Forecast of fine-tuning; chat tokens are guessed from the sizes of the files (4 bytes a token).
+
+    The model is the one of the plan's `train` stage, as far as its figures tell; nano without one.
+    """
     from pocketphi.train.chat_data import data_bytes
 
-    text = (
-        data_bytes(config.data)
-        + 150 * config.from_corpus
-        + (30_000 * config.repeat_built_in if config.built_in else 0)
-    )
+    built_in = _BUILT_IN_BYTES * config.repeat_built_in if config.built_in else 0
+    text = data_bytes(config.data) + _CORPUS_CHAT_BYTES * config.from_corpus + built_in
     tokens = max(int(config.epochs * text / 4 * 1.15), config.batch_tokens)
-    plan = loop_plan(config, shape, tokens, config.sequence_length, config.micro_batch_tokens)
-    return {key: value for key, value in plan.items() if key != "vocab_size"}
+    plan = loop_plan(
+        config, ModelConfig.named("nano"), tokens, config.sequence_length, config.micro_batch_tokens
+    )
+    train = inputs_plan.get("train", {})
+    if {"flops", "tokens", "parameters"} <= set(train):
+        grown = float(train["flops"]) / float(train["tokens"]) / (plan["flops"] / tokens)
+        more = float(train["parameters"]) / plan["parameters"]
+        plan["flops"] *= grown
+        plan["wall_s"] = round(6 + (plan["wall_s"] - 6) * grown, 1)
+        plan["tokens_per_s"] = round(plan["tokens_per_s"] / grown, 1)
+        plan["disk_bytes"] = int(plan["disk_bytes"] * more)
+        plan["peak_memory_bytes"] = max(plan["peak_memory_bytes"], int(train.get("peak_memory_bytes", 0)))
+        plan["parameters"] = train["parameters"]
+    del plan["vocab_size"]
+    return plan

@@ -44,6 +44,8 @@ def run(
     shards = artifact.load(inputs["shards"], kind="shards")
     parents = [shards]
     tokenizer_folder = Path(given.path if isinstance(given := inputs["tokenizer"], Artifact) else given)
+    if not tokenizer_folder.exists():
+        raise DataError(f"{tokenizer_folder}: no such tokenizer")
     if (tokenizer_folder / artifact.MANIFEST).is_file():
         parents.append(artifact.load(given, kind="tokenizer"))
     sources = [] if len(parents) > 1 else sorted(tokenizer_folder.glob("tokenizer*"))

@@ -22,7 +22,7 @@ import numpy as np
 
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
-from pocketphi.core.errors import DataError, UserError
+from pocketphi.core.errors import CheckpointError, DataError, UserError
 from pocketphi.train import chat_data
 from pocketphi.train.chat_data import Chat
 from pocketphi.train.config import PhaseConfig, SftConfig
@@ -139,6 +139,8 @@ def run(
     files = chat_data.files_of(config.data)
     given = inputs["checkpoint"]
     folder = given.path if isinstance(given, Artifact) else Path(given)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
     parents: list[Artifact] = []
     sources: list[Path | str] = list(files)
     if (folder / artifact.MANIFEST).is_file():
@@ -153,8 +155,8 @@ def run(
     kept: dict[str, Any] = {}
 
     def make(world: World, logs: Path, store: Store) -> tuple[Trainer, Any]:
-        tokenizer = tokenizers.load(folder)
         model = models.load(folder, dtype=torch.float32)
+        tokenizer = tokenizers.load(folder)
         if config.sequence_length > model.config.max_position_embeddings:
             raise UserError(
                 f"sequence_length {config.sequence_length} exceeds the model's "

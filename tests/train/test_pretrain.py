@@ -16,9 +16,9 @@ from pocketphi.core import artifact
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import ConfigError, DataError
 from pocketphi.tokenizer.training import train as train_tokenizer
-from pocketphi.train import pretrain, shards
+from pocketphi.train import pretrain, sft, shards
 from pocketphi.train.chat_data import built_in
-from pocketphi.train.config import OptimizerConfig, PhaseConfig, TrainConfig
+from pocketphi.train.config import OptimizerConfig, PhaseConfig, SftConfig, TrainConfig
 from pocketphi.train.trainer import Trainer
 
 
@@ -226,6 +226,10 @@ def test_plan_counts_what_a_run_then_has(made_shards: Artifact, tokenizer_folder
     assert found["parameters"] == pretrain.model_config(small_config(), tokenizer).num_parameters
     assert found["tokens"] == 3072
     assert {"wall_s", "peak_memory_bytes", "disk_bytes", "flops"} <= set(found)
+    assert all(isinstance(value, (int, float)) for value in found.values())
+    chat = sft.plan(SftConfig(num_threads=1), {"train": found})
+    assert chat["parameters"] == found["parameters"]
+    assert chat["wall_s"] > 0 and chat["tokens"] > 0
     full = train.plan(TrainConfig(model="phi-3-mini-4k", num_threads=1), {})
     assert full["parameters"] == 3_821_079_552
     assert full["peak_memory_bytes"] > 16 * 3.8e9
