@@ -1,6 +1,7 @@
 /* PocketPhi's native core: the C API.
  *
- * A model is created from a configuration and filled tensor by tensor (the caller reads the file); a session is one sequence with its cache of keys and values; `pp_forward` runs any number of sessions in
+ * A model is created from a configuration and filled tensor by tensor (the caller reads the file); a
+ * session is one sequence with its cache of keys and values; `pp_forward` runs any number of sessions in
  * one pass over the weights. The core decides nothing: sampling, stop tokens, context policy and the
  * choice of the rope factor set belong to the caller.
  *
