@@ -24,7 +24,7 @@ from typing import Any
 
 from pocketphi import evals
 from pocketphi.evals import data as benchmark_data
-from pocketphi.evals.stage import load_task
+from pocketphi.evals.loading import load_task
 from pocketphi.evals.task import parse_task, pick
 
 Row = dict[str, Any]

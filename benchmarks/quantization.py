@@ -151,6 +151,12 @@ def main() -> None:
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--tokens", type=int, default=8192, help="evaluated tokens")
     parser.add_argument("--calibration-tokens", type=int, default=16384)
+    parser.add_argument(
+        "--runtime",
+        choices=("engine", "torch"),
+        default="engine",
+        help="what runs our files: the engine that ships, or torch on the dequantised weights",
+    )
     parser.add_argument("--only", nargs="*", help="runs such as q4_0-gptq")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -200,9 +206,13 @@ def main() -> None:
         started = time.time()
         made = quant.run(config, {"checkpoint": folder}, out=out / name)
         seconds = time.time() - started
-        with engine.load(made.file("model.gguf"), context_length=512) as loaded:
-            figures = fidelity.compare(float_logits, loaded.logits, windows)
-        report(name, made.file("model.gguf"), figures, seconds)
+        path = made.file("model.gguf")
+        if options.runtime == "engine":
+            with engine.load(path, context_length=512) as loaded:
+                figures = fidelity.compare(float_logits, loaded.logits, windows)
+        else:
+            figures = fidelity.compare(float_logits, logits_of(path, reference), windows)
+        report(name, path, figures, seconds)
     if options.llama_cpp:
         whole = quant.run(
             quant.QuantConfig(type="f32", method="rtn", fidelity_tokens=0),

@@ -86,7 +86,7 @@ class CorpusConfig:
     heldout_fraction: float = 0.01  # of the kept documents, by hash of id, for bits per byte
     scorer: str | None = None  # a trained educational scorer; default: the one in the package
     benchmarks: tuple[str, ...] = ()  # files or folders whose items must not be trained on
-    contamination_words: int = 13  # length of the n-gram that counts as an overlap
+    contamination_chars: int = 32  # letters and digits of a piece that counts as an overlap
     license_deny: tuple[str, ...] = ()  # lower-case substrings; "" denies documents without a licence
     respect_noai: bool = True  # robots meta tags noai, noimageai, tdm-reservation, X-Robots-Tag
     url_deny: tuple[str, ...] = ()  # files of domains or URL prefixes, one per line
@@ -109,9 +109,11 @@ class CorpusConfig:
             raise ConfigError("inputs is empty", hint=f"name files or folders, or use [{PYTHON_DOCS}]")
         if not 0 <= self.heldout_fraction < 0.5:
             raise ConfigError(f"heldout_fraction must be in [0, 0.5), found {self.heldout_fraction}")
-        for name in ("chunk_documents", "chunk_bytes", "max_document_bytes", "contamination_words"):
+        for name in ("chunk_documents", "chunk_bytes", "max_document_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 16 <= self.contamination_chars <= 64:
+            raise ConfigError(f"contamination_chars must be between 16 and 64, found {self.contamination_chars}")
         if self.document_timeout_s <= 0:
             raise ConfigError(f"document_timeout_s must be positive, found {self.document_timeout_s}")
         if self.workers < 0:

@@ -121,13 +121,13 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _index_benchmarks(config: CorpusConfig, folders: Folders) -> None:
     files = benchmark_files(config.benchmarks)
-    index = BenchmarkIndex.build(benchmark_items(files), config.contamination_words)
+    index = BenchmarkIndex.build(benchmark_items(files), config.contamination_chars)
     temporary = folders.index.with_name("benchmarks.tmp")
     index.save(temporary)
     temporary.replace(folders.index)
     progress.say(
-        f"decontamination: {len(index.names)} items of {len(files)} benchmark files; "
-        f"{index.num_short} items are too short to be recognised"
+        f"decontamination: {index.num_items} items of {len(files)} benchmark files; "
+        f"{index.num_short + index.num_generic} items are too short or too common to be recognised"
     )
 
 

@@ -26,7 +26,7 @@ def score_documents(config: CorpusConfig) -> Iterator[dict[str, Any]]:
     index = None
     if config.benchmarks:
         files = benchmark_files(config.benchmarks)
-        index = BenchmarkIndex.build(benchmark_items(files), config.contamination_words)
+        index = BenchmarkIndex.build(benchmark_items(files), config.contamination_chars)
     processor = Processor(replace(config), index)
     for source in config.sources():
         bounds = bounds_for(config, source)

@@ -6,19 +6,101 @@ import json
 import random
 from pathlib import Path
 
-_NOUNS = (
-    "plant river number cell planet triangle engine word metal cloud leaf stone wheel lever magnet crystal "
-    "island forest insect muscle nerve kidney orbit comet valley glacier desert harbour bridge tunnel "
-    "sentence verb chapter rhyme fraction angle circle matrix vector prime"
-).split()
-_VERBS = (
-    "grows changes moves turns rests divides joins carries holds follows bends melts freezes falls rises "
-    "spins burns sinks floats stretches shrinks cools warms breaks heals spreads"
-).split()
-_REASONS = (
-    "water light heat time pressure air gravity salt energy sound friction oxygen carbon sugar protein "
-    "sunlight rainfall erosion rotation voltage density volume momentum"
-).split()
+_NOUNS = [
+    "plant",
+    "river",
+    "number",
+    "cell",
+    "planet",
+    "triangle",
+    "engine",
+    "word",
+    "metal",
+    "cloud",
+    "leaf",
+    "stone",
+    "wheel",
+    "lever",
+    "magnet",
+    "crystal",
+    "island",
+    "forest",
+    "insect",
+    "muscle",
+    "nerve",
+    "kidney",
+    "orbit",
+    "comet",
+    "valley",
+    "glacier",
+    "desert",
+    "harbour",
+    "bridge",
+    "tunnel",
+    "sentence",
+    "verb",
+    "chapter",
+    "rhyme",
+    "fraction",
+    "angle",
+    "circle",
+    "matrix",
+    "vector",
+    "prime",
+]
+_VERBS = [
+    "grows",
+    "changes",
+    "moves",
+    "turns",
+    "rests",
+    "divides",
+    "joins",
+    "carries",
+    "holds",
+    "follows",
+    "bends",
+    "melts",
+    "freezes",
+    "falls",
+    "rises",
+    "spins",
+    "burns",
+    "sinks",
+    "floats",
+    "stretches",
+    "shrinks",
+    "cools",
+    "warms",
+    "breaks",
+    "heals",
+    "spreads",
+]
+_REASONS = [
+    "water",
+    "light",
+    "heat",
+    "time",
+    "pressure",
+    "air",
+    "gravity",
+    "salt",
+    "energy",
+    "sound",
+    "friction",
+    "oxygen",
+    "carbon",
+    "sugar",
+    "protein",
+    "sunlight",
+    "rainfall",
+    "erosion",
+    "rotation",
+    "voltage",
+    "density",
+    "volume",
+    "momentum",
+]
 _LINKS = ("while every", "because a", "although that", "and so one", "until some", "where this", "but no")
 _ENDS = (
     "to be of use",
@@ -39,7 +121,7 @@ _OPENINGS = (
 )
 
 
-def paragraph(seed: int, sentences: int = 8) -> str:
+def paragraph(seed: int, sentences: int = 6) -> str:
     """English that passes the web rules, different for every seed."""
     chance = random.Random(seed)
     pick = chance.choice

@@ -289,7 +289,7 @@ def test_neon_kernels_under_emulation(tmp_path: Path) -> None:
     zig = str(Path(ziglang.__file__).parent / "zig")
     sources = [s for s in (ROOT / "native/src").rglob("*.cpp") if "avx" not in s.name]
     binary = tmp_path / "kernels_test"
-    command = [zig, "c++", "-target", "aarch64-linux-musl", "-mcpu=generic+v8.2a+dotprod+fullfp16", "-std=c++20", "-O1",
+    command = [zig, "c++", "-target", "aarch64-linux-musl", "-mcpu=generic+v8_2a+dotprod+fullfp16", "-std=c++20", "-O1",
                "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-static",
                f"-I{ROOT}/native/include", f"-I{ROOT}/native/src", str(ROOT / "native/tests/kernels_test.cpp"),
                *map(str, sources), "-o", str(binary)]  # fmt: skip

@@ -21,7 +21,7 @@ from pocketphi.corpus.educational.training import Weights
 READ_WORDS = 650  # about what the scorer reads of a long document
 CUT_WORDS = (50, 100, 200)
 _MAX_COMMON = 0.2  # a word in more documents than this says nothing about the topic
-_MIN_TOPIC = 0.15  # cosine of rare words that counts as the same topic
+_MIN_TOPIC = 0.08  # cosine of rare words that counts as the same topic
 
 
 @dataclass

@@ -55,15 +55,17 @@ class Scorer:
         """Return the uncalibrated values, float64 [len(texts)]."""
         parts = []
         for batch in features.hash_batches(texts, self.bits):
-            # Sums may wrap around 2**32 along a batch; the difference of two of them never does,
-            # since a document has fewer than 2**13 words and pairs of fewer than 2**15 each.
-            words = np.cumsum(self.weights.take(batch.words_W), dtype=np.int32)
-            pairs = np.cumsum(self.weights.take(batch.pairs_W), dtype=np.int32)
-            total_D = _span(words, batch.starts_D, batch.ends_D)
-            num_D = batch.ends_D - batch.starts_D
             last_D = np.maximum(batch.ends_D - 1, batch.starts_D)
-            total_D = total_D + _span(pairs, batch.starts_D, last_D)
-            num_D = num_D + (last_D - batch.starts_D)
+            values_W = self.weights.take(batch.pairs_W).astype(np.int32)
+            # The last word of a document begins no pair.
+            values_W[last_D[batch.ends_D > batch.starts_D]] = 0
+            values_W += self.weights.take(batch.words_W)
+            # Sums may wrap around 2**32 along a batch; the difference of two of them never does,
+            # since a document has fewer than 2**14 words and pairs of fewer than 2**15 each.
+            sums_W = np.zeros(len(values_W) + 1, dtype=np.int32)
+            np.cumsum(values_W, out=sums_W[1:])
+            total_D = (sums_W.take(batch.ends_D) - sums_W.take(batch.starts_D)).astype(np.float64)
+            num_D = batch.ends_D - 2 * batch.starts_D + last_D
             parts.append(self.scale * total_D / (num_D + self.shrinkage) + self.bias)
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -148,10 +150,3 @@ def load_scorer(path: Path | str | None = None) -> Scorer:
     scale, bias, shrinkage = (float(x) for x in numbers)
     digest = hashlib.sha256(raw).hexdigest()
     return Scorer(weights, scale, bias, shrinkage, knots_raw, knots_score, card, digest)
-
-
-def _span(running: np.ndarray, starts_D: np.ndarray, ends_D: np.ndarray) -> np.ndarray:
-    """Sums of [start, end) from an inclusive running sum that may have wrapped; float64 [D]."""
-    padded = np.concatenate([np.zeros(1, dtype=np.int32), running])
-    with np.errstate(over="ignore"):
-        return (padded[ends_D] - padded[starts_D]).astype(np.float64)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pocketphi.corpus.educational.features import hash_batches
 from pocketphi.corpus.educational.labels import Labelled
 
 BIAS = -2.0
@@ -140,7 +141,21 @@ def _frequent(
         documents += within
         groups += within > 0
     needed = min(config.min_groups, max(1, len(present) // 2))
-    return (documents >= config.min_documents) & (groups >= needed)
+    keep = (documents >= config.min_documents) & (groups >= needed)
+    keep[_single_letters(config.bits)] = False
+    return keep
+
+
+def _single_letters(bits: int) -> np.ndarray:
+    """Slots of words of one letter and of their pairs.
+
+    They are variables in mathematics and debris in broken text; a scorer that counts them takes the
+    second for the first. "a" and "I" stay.
+    """
+    letters = [chr(code) for code in range(ord("b"), ord("z") + 1) if chr(code) != "i"]
+    text = " ".join(f"{left} {right}" for left in letters for right in letters)
+    (batch,) = hash_batches([text], bits, whole=True)
+    return np.unique(np.concatenate([batch.words_W, batch.pairs_W[:-1]]))
 
 
 def _balance(data: Labelled, owner_C: np.ndarray, file_weights: np.ndarray) -> np.ndarray:

@@ -21,17 +21,17 @@ def decode(content: bytes, charset: str = "") -> tuple[str, str]:
     for mark, name in _MARKS:
         if content.startswith(mark):
             return content[len(mark) :].decode(name, "replace"), name
-    try:
-        return content.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError as error:
-        # Cut off in the middle of the last character: still UTF-8.
-        if error.start >= len(content) - 3:
-            return content[: error.start].decode("utf-8"), "utf-8"
     declared = charset
     if not declared:
         found = _META.search(content[:_HEAD_BYTES])
         declared = found.group(1).decode("ascii") if found else ""
     name = map_encoding_to_html5(declared, False) if declared else None
+    try:
+        return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError as error:
+        # Cut off in the middle of the last character: still UTF-8.
+        if error.reason == "unexpected end of data" and (name is None or name.startswith("utf-8")):
+            return content[: error.start].decode("utf-8"), "utf-8"
     if name is None or name.lower().startswith(("utf-16", "utf-8")):
         # Declared UTF-8 but is not: some broken characters in UTF-8, or another encoding altogether.
         text = content.decode("utf-8", "replace")
