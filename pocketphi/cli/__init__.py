@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sft": ("sft", "Fine-tune a model on chat data."),
     "quantize": ("quantize", "Write a 4-bit or 8-bit GGUF file."),
     "perplexity": ("perplexity", "Measure how well a model predicts a text."),
-    "eval": ("eval", "Score a model on benchmarks; compare two scores."),
+    "eval": ("eval", "Score a model on benchmarks, with standard errors."),
     "report": ("report", "Draw the offline HTML page of a run."),
 }
 

@@ -64,29 +64,6 @@ def run(
 
 
 @app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Evaluation artifact.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Evaluation artifact.")],
-    page: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page with the items that differ.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print paired differences B - A with confidence intervals; refuse what is not comparable, saying why."""
-    from pocketphi.evals import compare as comparison
-
-    found = comparison.compare(first, second)
-    if page is not None:
-        comparison.write_page(found, page)
-    if as_json:
-        print_json(comparison.flat(found))
-    else:
-        typer.echo(comparison.text(found))
-    if not any(d.comparable for d in found.tasks):
-        raise typer.Exit(1)
-
-
-@app.command()
 def tasks(as_json: JsonOption = False) -> None:
     """List the tasks and suites."""
     from pocketphi.evals import tables

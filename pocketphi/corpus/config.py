@@ -54,10 +54,10 @@ class InputConfig:
         for phase in self.phases:
             if phase not in (1, 2):
                 raise ConfigError(f"{self.path}: phases are 1 and 2, found {phase}")
-        for phase, epochs in self.epochs.items():
-            if phase not in ("1", "2") or epochs <= 0:
+        for name, epochs in self.epochs.items():
+            if name not in ("1", "2") or epochs <= 0:
                 raise ConfigError(
-                    f"{self.path}: epochs maps a phase (1 or 2) to a positive number, found {phase}: {epochs}"
+                    f"{self.path}: epochs maps a phase (1 or 2) to a positive number, found {name}: {epochs}"
                 )
 
 
@@ -94,8 +94,6 @@ class CorpusConfig:
     near_duplicates: bool = True
     near_duplicate_jaccard: float = 0.8
     workers: int = 0  # 0: one per core
-    engine: Literal["local", "ray"] = "local"
-    ray_address: str | None = None
     chunk_documents: int = 512  # documents per part, the unit of work, of resumption and of files
     chunk_bytes: int = 32 << 20
     max_document_bytes: int = 16 << 20  # raw bytes of one document
@@ -113,7 +111,9 @@ class CorpusConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not 16 <= self.contamination_chars <= 64:
-            raise ConfigError(f"contamination_chars must be between 16 and 64, found {self.contamination_chars}")
+            raise ConfigError(
+                f"contamination_chars must be between 16 and 64, found {self.contamination_chars}"
+            )
         if self.document_timeout_s <= 0:
             raise ConfigError(f"document_timeout_s must be positive, found {self.document_timeout_s}")
         if self.workers < 0:
@@ -121,7 +121,7 @@ class CorpusConfig:
 
     def identity(self) -> CorpusConfig:
         """Return the part of the configuration that decides the output: not who computes it."""
-        return dataclasses.replace(self, workers=0, engine="local", ray_address=None)
+        return dataclasses.replace(self, workers=0)
 
     def sources(self) -> list[InputConfig]:
         """Return the inputs with bare paths filled in and unique names."""

@@ -277,9 +277,9 @@ class BenchmarkIndex:
             at, document = int(stream.starts_S[place]), int(owner_S[place])
             low, high = np.searchsorted(hashes, value, side="left"), np.searchsorted(hashes, value, "right")
             for entry in entries[low:high].tolist():
-                content = self.short[entry]
-                end = at + len(content)
-                held = end <= stream.bounds[document + 1] and stream.bytes_N[at:end].tobytes() == content
+                item = self.short[entry]
+                end = at + len(item)
+                held = end <= stream.bounds[document + 1] and stream.bytes_N[at:end].tobytes() == item
                 if held and (document not in best or best[document][0] < 1.0):
                     best[document] = (1.0, entry)
 

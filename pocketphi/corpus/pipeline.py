@@ -24,6 +24,7 @@ from pocketphi.core.errors import DataError
 from pocketphi.corpus import exact_duplicates, near_duplicates, readers, verdicts
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
+from pocketphi.corpus.engines import local
 from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
 from pocketphi.corpus.rules import bounds_for, rules
 from pocketphi.corpus.statistics import Statistics, mixture_warnings
@@ -147,11 +148,7 @@ def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
                 else:
                     summaries[chunk.part] = summary
 
-        if config.engine == "ray":
-            from pocketphi.corpus.engines import ray_engine as engine
-        else:
-            from pocketphi.corpus.engines import local as engine  # type: ignore[no-redef]
-        for summary in engine.run_chunks(config, folders, open_chunks()):
+        for summary in local.run_chunks(config, folders, open_chunks()):
             summaries[summary["part"]] = summary
             bar.advance(summary["documents_in"], failed=sum(len(s["failures"]) for s in summaries.values()))
     if not found:

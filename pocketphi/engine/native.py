@@ -420,6 +420,7 @@ def _tensors(weights: Weights) -> list[tuple[str, Part]]:
     for n in range(weights.config.num_hidden_layers):
         for name in ("attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down"):
             parts = weights.parts[f"layers.{n}.{name}"]
+            names: tuple[str, ...]
             if name == "qkv":
                 names = ("attn_qkv",) if len(parts) == 1 else ("attn_q", "attn_k", "attn_v")
             elif name == "gate_up":

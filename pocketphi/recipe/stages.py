@@ -42,7 +42,12 @@ _ALL = [
         {"corpus": ("corpus",), "tokenizer": ("tokenizer",)},
     ),
     Stage("train", "pocketphi.train", "TrainConfig", {"shards": ("shards",), "tokenizer": ("tokenizer",)}),
-    Stage("sft", "pocketphi.train.sft", "SftConfig", {"checkpoint": ("train",), "corpus": ("corpus",), "synth": ("synth",)}),
+    Stage(
+        "sft",
+        "pocketphi.train.sft",
+        "SftConfig",
+        {"checkpoint": ("train",), "corpus": ("corpus",), "synth": ("synth",)},
+    ),
     Stage("quantize", "pocketphi.quant", "QuantConfig", {"checkpoint": ("sft", "train")}),
     Stage(
         "eval",
@@ -54,7 +59,10 @@ _ALL = [
         "report",
         "pocketphi.report",
         "ReportConfig",
-        {name: (name,) for name in ("synth", "corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")},
+        {
+            name: (name,)
+            for name in ("synth", "corpus", "tokenizer", "shards", "train", "sft", "quantize", "eval")
+        },
     ),
 ]
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

@@ -82,7 +82,7 @@ def test_override_refuses_nonsense(assignment: str) -> None:
 def test_yaml_that_is_no_mapping(tmp_path, content: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigError, match="r.yaml"):
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
         config.load_yaml(path)
 
 

@@ -21,7 +21,7 @@ def test_registry() -> None:
     rules: Registry[int] = Registry("rule")
     rules.add("short")(1)
     assert rules["short"] == 1 and "short" in rules and list(rules) == ["short"]
-    with pytest.raises(ConfigError, match="unknown rule 'shrt' .did you mean 'short'"):
+    with pytest.raises(ConfigError, match=r"unknown rule 'shrt' .did you mean 'short'"):
         rules["shrt"]
     with pytest.raises(ValueError):
         rules.add("short")(2)

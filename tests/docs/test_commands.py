@@ -62,7 +62,12 @@ def test_quick_commands_run(page: str, tmp_path: Path) -> None:
     for line in [line for of, line in PHI if of == page and not LONG.search(line)]:
         program = f'phi() {{ "{sys.executable}" -m pocketphi "$@"; }}; {line}'
         done = subprocess.run(
-            ["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
+            ["bash", "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=240,
         )
         assert done.returncode == 0, f"{page}: {line}\n{done.stderr[-2000:]}"
 

@@ -41,7 +41,10 @@ def test_constraints_cover_what_is_asked_for() -> None:
     except ModuleNotFoundError:
         pytest.skip("tomllib comes with Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
 
     def plain(requirement: str) -> str:
         return re.split(r"[<>=!~;\[ ]", requirement)[0].lower().replace("-", "_")
@@ -60,4 +63,6 @@ def test_recipes_are_commented_yaml() -> None:
     assert recipes
     for path in recipes:
         assert isinstance(yaml.safe_load(path.read_text()), dict)
-        assert path.read_text().startswith("#"), f"{path}: begin with a comment that says what the recipe makes"
+        assert path.read_text().startswith("#"), (
+            f"{path}: begin with a comment that says what the recipe makes"
+        )

@@ -52,14 +52,20 @@ def pages(folder: Path) -> Path:
         sentences = [
             f"This is what we know about {topic}, and it is the {word} part of what people have learned."
             f" The study of {topic} is old, and it has often been joined with the study of {other}."
-            for word in random_.sample(["first", "second", "useful", "hidden", "careful", "common", "simple"], 5)
+            for word in random_.sample(
+                ["first", "second", "useful", "hidden", "careful", "common", "simple"], 5
+            )
         ]
-        body = "".join(f"<p>{s} Page {index} says so with number {random_.randint(0, 10**6)}.</p>" for s in sentences)
+        body = "".join(
+            f"<p>{s} Page {index} says so with number {random_.randint(0, 10**6)}.</p>" for s in sentences
+        )
         (folder / f"page{index}.html").write_text(
             f"<html><head><title>On {topic}</title></head><body><nav><a href=/>Home</a></nav>"
             f"<article><h1>On {topic}</h1>{body}</article><footer>Follow us</footer></body></html>"
         )
-    (folder / "spam.html").write_text("<html><body><p>" + "buy now cheap pills click here " * 40 + "</p></body></html>")
+    (folder / "spam.html").write_text(
+        "<html><body><p>" + "buy now cheap pills click here " * 40 + "</p></body></html>"
+    )
     (folder / "broken.html").write_bytes(b"<html><body><p>cut off in the mid\xff\xfe")
     return folder
 
@@ -67,7 +73,15 @@ def pages(folder: Path) -> Path:
 def command(out: Path, source: Path) -> list[str]:
     inputs = f"corpus.inputs=[{{path: {source}, quality: web}}, {{path: python-docs, quality: docs, max_documents: 60}}]"
     settings = [inputs, "corpus.benchmarks=[]", "eval.data_dir=null", *SMALL]
-    arguments = [sys.executable, "-m", "pocketphi", "recipe", "run", str(ROOT / "recipes/nano.yaml"), "--json"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "pocketphi",
+        "recipe",
+        "run",
+        str(ROOT / "recipes/nano.yaml"),
+        "--json",
+    ]
     arguments += ["--out", str(out)]
     for setting in settings:
         arguments += ["--set", setting]
@@ -133,7 +147,11 @@ def test_killed_in_every_stage_it_ends_with_the_same_checksums(
     killed = []
     for stage in STAGES:
         child = subprocess.Popen(
-            command(out, source), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True
+            command(out, source),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            start_new_session=True,
         )
         if wait_for_start(out / "log.jsonl", stage, child):
             time.sleep(random_.uniform(0, 0.6))

@@ -112,7 +112,7 @@ def figures(
                     "low_sources": sorted({data.group_names[i] for i in data.group[b]}),
                 }
             )
-    result["roc_auc_worst_fold"] = min((f["roc_auc"] for f in per_fold), default=float("nan"))
+    result["roc_auc_worst_fold"] = min((float(f["roc_auc"]) for f in per_fold), default=float("nan"))  # type: ignore[arg-type]
     for words in CUT_WORDS:
         result[f"roc_auc_{words}_words"] = _length_matched(held, good, bad, words)
     result |= _topic_matched(held, good, bad)

@@ -157,7 +157,7 @@ def calibrate(raw: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[
         for column in (centres, heights):
             column[j] = (column[i] * mass[i] + column[j] * mass[j]) / total
         mass[j] = total
-        centres, heights, mass = (np.delete(column, i) for column in (centres, heights, mass))
+        centres, heights, mass = np.delete(centres, i), np.delete(heights, i), np.delete(mass, i)
     knots_raw = np.concatenate([[centres[0] - _END], centres, [centres[-1] + _END]])
     knots_score = np.clip(np.concatenate([[0.0], heights, [5.0]]), 0.0, 5.0)
     keep = np.concatenate([[True], np.diff(knots_raw) > 1e-9])

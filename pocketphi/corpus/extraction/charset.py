@@ -21,11 +21,11 @@ def decode(content: bytes, charset: str = "") -> tuple[str, str]:
     for mark, name in _MARKS:
         if content.startswith(mark):
             return content[len(mark) :].decode(name, "replace"), name
-    declared = charset
+    declared = charset or ""
     if not declared:
         found = _META.search(content[:_HEAD_BYTES])
         declared = found.group(1).decode("ascii") if found else ""
-    name = map_encoding_to_html5(declared, False) if declared else None
+    name = map_encoding_to_html5(declared, False) if declared else None  # type: ignore[assignment]
     try:
         return content.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:

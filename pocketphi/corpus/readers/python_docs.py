@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from pocketphi.corpus.document import Raw
 
@@ -88,8 +89,8 @@ def _package_descriptions() -> Iterator[Raw]:
         if name:
             found.setdefault(name, distribution)
     for name in sorted(found):
-        headers = found[name].metadata
-        description = headers.get("Description") or headers.get_payload()  # type: ignore[attr-defined]
+        headers: Any = found[name].metadata
+        description = headers.get("Description") or headers.get_payload()
         if isinstance(description, str) and description.strip():
             licence = headers.get("License-Expression") or headers.get("License") or ""
             licence = licence.strip().splitlines()[0][:80] if licence.strip() else ""

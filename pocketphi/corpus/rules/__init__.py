@@ -65,8 +65,16 @@ declare("contamination", max=0.5, about="Largest share of a benchmark item's n-g
 declare(
     "repeated_lines", max=0.6, about="Share of characters in lines that recur across the documents of a site."
 )
-declare("exact_duplicate", max=0, about="1 when another document that stays has the same text but for case and spaces.")
-declare("near_duplicate", max=0, about="Similarity to a document that stays, when it is past near_duplicate_jaccard; else 0.")
+declare(
+    "exact_duplicate",
+    max=0,
+    about="1 when another document that stays has the same text but for case and spaces.",
+)
+declare(
+    "near_duplicate",
+    max=0,
+    about="Similarity to a document that stays, when it is past near_duplicate_jaccard; else 0.",
+)
 
 # Imported for their registrations; the order is the order of columns and of reasons.
 from pocketphi.corpus.rules import language, origin, quality, repetition, safety  # noqa: E402, F401

@@ -97,7 +97,9 @@ def repeated_ngrams(batch: Batch, n: int) -> np.ndarray:
             np.add.at(change, positions[again] + n, -1)
             inside = np.cumsum(change[:-1]) > 0
             owners = np.repeat(np.arange(len(batch)), np.diff(starts))
-            covered = np.bincount(owners[inside], lengths[inside] + 1, minlength=len(batch))
+            covered = np.bincount(owners[inside], lengths[inside] + 1, minlength=len(batch)).astype(
+                np.float64
+            )
     return ratio(covered, [len(text) for text in batch.texts])
 
 
