@@ -501,7 +501,7 @@ def _data_rows(table: Any) -> list[list[Any]] | None:
                 cells += len(rows[-1])
                 if cells > _MAX_TABLE_CELLS:
                     return None
-    if cells < 2 or max((len(row) for row in rows), default=0) < 2:
+    if len(rows) < 2 or max(len(row) for row in rows) < 2:
         return None
     if (table.get("role") or "") == "presentation":
         return None
