@@ -55,7 +55,7 @@ def torch_model(weights: Weights) -> PhiForCausalLM:
     for n in range(weights.config.num_hidden_layers):
         for theirs, ours in names.items():
             state[f"model.layers.{n}.{theirs}.weight"] = weights.array(f"layers.{n}.{ours}")
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in state.items()}
+    tensors = {name: torch.from_numpy(np.array(a, dtype=np.float32, order="C")) for name, a in state.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     return model.requires_grad_(False).eval()
