@@ -277,6 +277,7 @@ def test_many_sessions_leave_no_memory_behind(tmp_path: Path) -> None:
     assert resident() - before < 4 << 20
 
 
+@pytest.mark.slow
 def test_neon_kernels_under_emulation(tmp_path: Path) -> None:
     """The aarch64 build of the kernels' self-test, run by qemu: NEON equals plain C++, bit for bit."""
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
