@@ -36,7 +36,12 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and exit.")] = None,
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", min=1, help="Longest answer; default 512, or half of a small context."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more random.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k best tokens; 0 is off.")] = 0,
     top_p: Annotated[
@@ -88,7 +93,7 @@ def chat(
     )
     load_s = time.perf_counter() - started
     options: dict[str, Any] = {
-        "max_new_tokens": max_tokens,
+        "max_new_tokens": max_tokens or min(512, loaded.context_length // 2),
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -63,9 +63,6 @@ def declare(name: str, *, about: str, min: float = -math.inf, max: float = math.
 declare("educational", about="Educational value on the 0 to 5 scale of the scorer.")
 declare("contamination", max=0.5, about="Largest share of a benchmark item's n-grams found in the document.")
 declare(
-    "repeated_lines", max=0.6, about="Share of characters in lines that recur across the documents of a site."
-)
-declare(
     "exact_duplicate",
     max=0,
     about="1 when another document that stays has the same text but for case and spaces.",
