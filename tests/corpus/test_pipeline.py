@@ -73,7 +73,7 @@ def test_rows_of_documents_and_verdicts_are_aligned(built) -> None:
 def test_rejected_documents_carry_all_reasons(built) -> None:
     rejected = {json.loads(r["meta"]).get("original_id"): r for r in rows(built, keep=False)}
     assert set(rejected) == {"copy", "short"}
-    assert rejected["copy"]["reasons"][-1] == "exact_duplicate"
+    assert "exact_duplicate" in rejected["copy"]["reasons"]
     assert {"num_words", "sentences"} <= set(rejected["short"]["reasons"])
 
 
