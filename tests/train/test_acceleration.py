@@ -313,6 +313,19 @@ def test_compiled_blocks_equal_plain_ones():
         assert (plain - compiled).norm() <= 1e-4 * plain.norm()
 
 
+@pytest.mark.slow
+def test_compiled_flex_attention_equals_dense_masks():
+    """Compiled, with documents that change from step to step."""
+    model, plain = make(tiny(num_hidden_layers=1)), make(tiny(num_hidden_layers=1))
+    accelerate(model, AccelerationConfig(compile=True, attention="flex"))
+    ids, documents = batch()
+    for document_ids in (documents, documents.flip(0)):
+        with torch.no_grad():
+            expected = plain.hidden(ids, document_ids_BT=document_ids)
+            actual = model.hidden(ids, document_ids_BT=document_ids)
+        assert (actual - expected).abs().max() < 2e-5
+
+
 def test_quantize_kernel_equals_plain_quantisation():
     pytest.importorskip("triton")
     if not torch.cuda.is_available():
