@@ -8,7 +8,7 @@ from pocketphi.corpus import readers
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig
 from pocketphi.corpus.engines.local import num_workers
 
-# Measured on one core of the development machine; see benchmarks/corpus.py.
+# Estimates, not measurements.
 HTML_BYTES_PER_S = 8e6
 TEXT_BYTES_PER_S = 3e6
 _COMPRESSION = 4.0  # of text and pages under zstd and gzip
