@@ -205,7 +205,14 @@ def _write(
 
 def _measure(config: QuantConfig, weights: Weights, tokenizer: Tokenizer, draft: Draft, source: Path) -> None:
     size = min(config.sequence_length, weights.config.max_position_embeddings)
-    windows, _ = texts.windows_from(source, tokenizer, config.fidelity_tokens, size, heldout=True)
+    try:
+        windows, _ = texts.windows_from(source, tokenizer, config.fidelity_tokens, size, heldout=True)
+    except DataError as error:
+        if config.fidelity_text is not None:
+            raise
+        # Nobody asked for this text in particular: a small corpus holds out little or nothing.
+        progress.say(f"quantize: no fidelity report: {error.message}")
+        return
     figures = measure(draft.path / FILE, weights, windows)
     artifact.write_atomic(draft.path / "fidelity.json", json.dumps(figures, indent=1) + "\n")
     draft.counts.update(figures)

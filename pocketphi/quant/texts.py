@@ -13,6 +13,8 @@ from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
 from pocketphi.tokenizer import Tokenizer
 
+MIN_WINDOW = 16
+
 
 def shards_of(checkpoint: Artifact | None) -> Artifact | None:
     """Return the token shards that a checkpoint was trained on, if they are still on disk."""
@@ -27,16 +29,19 @@ def windows_from(
     """Return windows of `size` ids, about `num_tokens` in all, and the files that they came from.
 
     `source` is a shards folder (the last training phase, or with `heldout` the held-out splits), a
-    .txt or .jsonl file, or a folder of them. Windows are spread evenly over the text. Raises DataError
-    when there is less text than one window.
+    .txt or .jsonl file, or a folder of them. Windows are spread evenly over the text. Where no piece of
+    it fills a window, the windows are as long as the longest piece. Raises DataError when that is shorter
+    than MIN_WINDOW tokens, which say nothing about a model.
     """
     if source.is_dir() and list(source.glob("*.bin")):
         streams, files = _shard_streams(source, tokenizer, heldout)
     else:
         streams, files = _text_streams(source, tokenizer, num_tokens)
+    longest = max(map(len, streams))
+    if longest < min(size, MIN_WINDOW):
+        raise DataError(f"{source}: {longest} tokens of text, too few to measure on (at least {MIN_WINDOW})")
+    size = min(size, longest)
     total = sum(len(s) // size for s in streams)
-    if not total:
-        raise DataError(f"{source}: fewer than {size} tokens of text, which is one window")
     wanted = max(1, min(total, num_tokens // size))
     chosen = {int(i * total / wanted) for i in range(wanted)}
     windows, number = [], 0

@@ -154,7 +154,7 @@ def test_errors(folder: Path, text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs calibration text"):
         made(folder, None, tmp_path / "x", "q4_0", "gptq")
     (tmp_path / "short.txt").write_text("too short")
-    with pytest.raises(DataError, match="one window"):
+    with pytest.raises(DataError, match="too few to measure on"):
         made(folder, tmp_path / "short.txt", tmp_path / "x", "q4_0", "gptq")
     assert not (tmp_path / "x").exists(), "nothing half-written is left as an artifact"
     with pytest.raises(DataError, match="no such file"):
