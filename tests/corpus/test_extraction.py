@@ -125,6 +125,20 @@ def test_hidden_text_is_left_out() -> None:
     assert "secret" not in text and "seen" in text
 
 
+def test_pages_sent_in_pieces_are_put_together() -> None:
+    """The text waits in a hidden part until a script moves it; a hidden part beside real text stays hidden."""
+    hidden = f"<div hidden id='S:0'><main><h2>Leaves</h2><p>{WORDS * 4}</p></main></div>"
+    assert WORDS.strip() in extract(f"<html><body><div>Loading</div>{hidden}</body></html>").text
+    assert "Leaves" not in extract(article(hidden)).text
+
+
+def test_data_in_a_template_is_not_text() -> None:
+    data = '<script type=\'text/template\'>{"caption": "<p>not of the page"}</script>'
+    markup = f"<script type='text/template'><div><p>{WORDS}</p></div></script>"
+    text = extract(article(data + markup)).text
+    assert "caption" not in text and text.count(WORDS.strip()) == 7
+
+
 def test_article_kept_in_metadata_is_found() -> None:
     data = json.dumps(
         {"@graph": [{"@type": "Article", "articleBody": f"<p>{WORDS * 5}</p><p>End &amp; out.</p>"}]}
