@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import pocketphi.engine
 from pocketphi.core.errors import CheckpointError, EngineError
 from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
 from pocketphi.engine.formats import lookup
@@ -77,13 +78,16 @@ class _Info(ctypes.Structure):
 
 
 def library_path() -> Path | None:
-    """Where the library is: POCKETPHI_NATIVE if set, else beside this module; None when there is none."""
+    """Where the library is: POCKETPHI_NATIVE if set, else in the package; None when there is none.
+
+    An editable install has the package in two folders, the sources and what was built from them.
+    """
     chosen = os.environ.get("POCKETPHI_NATIVE")
     if chosen:
         return None if chosen == "off" else Path(chosen)
     name = "libpocketphi.dylib" if sys.platform == "darwin" else "libpocketphi.so"
-    path = Path(__file__).parent / "lib" / name
-    return path if path.is_file() else None
+    places = (Path(folder) / "lib" / name for folder in pocketphi.engine.__path__)
+    return next((path for path in places if path.is_file()), None)
 
 
 @functools.cache
