@@ -292,25 +292,40 @@ def test_many_sessions_leave_no_memory_behind(tmp_path: Path) -> None:
     assert resident() - before < 4 << 20
 
 
+def _cross_compiler() -> list[str]:
+    """A C++ compiler for aarch64 with its flags: Debian's cross GCC, or the clang in the package ziglang."""
+    if gcc := shutil.which("aarch64-linux-gnu-g++"):
+        return [gcc, "-march=armv8.2-a+dotprod+fp16"]
+    try:
+        import ziglang
+    except ImportError:
+        pytest.skip("needs a cross compiler: apt-get install g++-aarch64-linux-gnu, or pip install ziglang")
+    zig = str(Path(ziglang.__file__).parent / "zig")
+    return [zig, "c++", "-target", "aarch64-linux-musl", "-mcpu=generic+v8_2a+dotprod+fullfp16"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_neon_kernels_under_emulation(tmp_path: Path) -> None:
     """The aarch64 build of the kernels' self-test, run by qemu: NEON equals plain C++, bit for bit."""
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    try:
-        import ziglang
-    except ImportError:
-        pytest.skip("needs the ziglang package, a cross compiler")
     if qemu is None:
-        pytest.skip("needs qemu-user")
-    zig = str(Path(ziglang.__file__).parent / "zig")
-    sources = [s for s in (ROOT / "native/src").rglob("*.cpp") if "avx" not in s.name]
+        pytest.skip("needs an emulator: apt-get install qemu-user")
+    sources = [str(s) for s in (ROOT / "native/src").rglob("*.cpp") if "avx" not in s.name]
     binary = tmp_path / "kernels_test"
-    command = [zig, "c++", "-target", "aarch64-linux-musl", "-mcpu=generic+v8_2a+dotprod+fullfp16", "-std=c++20", "-O1",
-               "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-static",
-               f"-I{ROOT}/native/include", f"-I{ROOT}/native/src", str(ROOT / "native/tests/kernels_test.cpp"),
-               *map(str, sources), "-o", str(binary)]  # fmt: skip
-    # The first time the compiler builds its C++ library: minutes of processor time.
+    flags = [
+        "-std=c++20",
+        "-O1",
+        "-ffp-contract=off",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-fno-math-errno",
+        "-static",
+    ]
+    includes = [f"-I{ROOT}/native/include", f"-I{ROOT}/native/src"]
+    main = str(ROOT / "native/tests/kernels_test.cpp")
+    # With zig the first time takes minutes: it builds its C++ library.
+    command = [*_cross_compiler(), *flags, *includes, main, *sources, "-o", str(binary)]
     subprocess.run(command, check=True, timeout=1800)
     result = subprocess.run([qemu, "-cpu", "max", str(binary)], capture_output=True, text=True, timeout=600)
     assert "neon: equal to generic, bit for bit" in result.stdout, result.stdout + result.stderr
