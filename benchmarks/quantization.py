@@ -132,7 +132,7 @@ def logits_of(path: Path, reference: Weights) -> fidelity.Logits:
 GREEDY = """
 import json, sys
 import numpy as np
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_get_logits_ith
 model = Llama(sys.argv[1], n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=False, verbose=False)
 for line in sys.stdin:
     want = json.loads(line)
@@ -140,7 +140,8 @@ for line in sys.stdin:
     model.eval(want["ids"])
     said = []
     for _ in range(want["count"]):
-        said.append(int(np.argmax(np.array(model.eval_logits[-1]))))
+        logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (model.n_vocab(),))
+        said.append(int(np.argmax(logits)))
         model.eval(said[-1:])
     print(json.dumps(said), flush=True)
 """
