@@ -25,7 +25,7 @@ import numpy as np
 
 import pocketphi.engine
 from pocketphi.core.errors import CheckpointError, EngineError
-from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want
+from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
 from pocketphi.engine.formats import lookup
 from pocketphi.engine.numpy_runtime import inverse_frequencies
 from pocketphi.engine.weights import Part, Weights
@@ -326,12 +326,12 @@ class NativeBackend:
         return self.forward_batch([(session, ids)], want)[0]  # type: ignore[list-item]
 
     def forward_batch(
-        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want = "last"
+        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want | Sequence[Want] = "last"
     ) -> list[np.ndarray | None]:
         items = (_Work * len(work))()
         logits: list[np.ndarray | None] = []
         kept = []
-        for item, (session, ids) in zip(items, work):
+        for item, (session, ids), one in zip(items, work, wants_of(want, len(work))):
             assert isinstance(session, NativeSession)
             given = np.asarray(ids)
             if given.ndim != 1 or not given.size:
@@ -342,14 +342,14 @@ class NativeBackend:
                 bad = int(given[(given < 0) | (given >= self.config.vocab_size)][0])
                 raise EngineError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
             ids_T = np.ascontiguousarray(given, np.int32)
-            rows = {"none": 0, "last": 1, "all": ids_T.size}[want]
+            rows = {"none": 0, "last": 1, "all": ids_T.size}[one]
             out = np.empty((rows, self.config.vocab_size), np.float32) if rows else None
             logits.append(out)
             kept.append(ids_T)
             item.session = session._open()
             item.ids = ids_T.ctypes.data_as(POINTER(c_int32))
             item.num_ids = ids_T.size
-            item.want = _WANT[want]
+            item.want = _WANT[one]
             if out is not None:
                 item.logits = out.ctypes.data_as(POINTER(c_float))
         self.check(self.lib.pp_forward(self._loaded(), items, len(work)))

