@@ -64,6 +64,27 @@ def run(
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Evaluation that is subtracted.")],
+    b: Annotated[Path, typer.Argument(help="Evaluation that it is subtracted from.")],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Paired differences B - A with intervals; refuses what is not comparable, and draws a page."""
+    from pocketphi.evals import compare as comparing
+
+    config = stage_config(comparing.CompareConfig, "compare", recipe, list(settings or []))
+    found = comparing.run(config, {"a": a, "b": b}, out=out)
+    if as_json:
+        print_json(comparing.flat(found))
+    else:
+        typer.echo(comparing.text(found))
+        typer.echo(f"\npage: {found.path / 'index.html'}", err=True)
+
+
+@app.command()
 def tasks(as_json: JsonOption = False) -> None:
     """List the tasks and suites."""
     from pocketphi.evals import tables
