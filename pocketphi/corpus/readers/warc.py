@@ -76,7 +76,7 @@ def read_warc(path: Path, name: str, source: InputConfig, max_document_bytes: in
 def _archive(stream: _Counted, kinds: WarcRecordType) -> Iterator[Any]:
     """Iterate over fastwarc's records; a panic inside it is damage like any other."""
     try:
-        yield from ArchiveIterator(stream, record_types=kinds, parse_http=True, auto_decode="all")
+        yield from ArchiveIterator(cast(Any, stream), record_types=kinds, parse_http=True, auto_decode="all")
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of its Rust core; no name to import
             raise
