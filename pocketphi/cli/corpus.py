@@ -19,7 +19,7 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Filter, score and explain documents.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Filter, score and explain documents.", no_args_is_help=True)
 
 Inputs = Annotated[
     list[str] | None,
