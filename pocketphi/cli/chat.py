@@ -13,7 +13,7 @@ import typer
 from pocketphi.cli.common import JsonOption, print_json
 from pocketphi.core.errors import UserError
 
-app = typer.Typer(help="Talk to a model, or answer one prompt.")
+app = typer.Typer(add_completion=False, help="Talk to a model, or answer one prompt.")
 
 ModelOption = Annotated[
     str | None,

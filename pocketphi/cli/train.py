@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption, print_figures, stage_config
 
-app = typer.Typer(help="Pre-train a model in phases.")
+app = typer.Typer(add_completion=False, help="Pre-train a model in phases.")
 
 
 @app.command()

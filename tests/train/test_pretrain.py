@@ -133,7 +133,7 @@ def test_run_gives_a_model_folder_and_again_after_a_cut(
     assert all(s["text"].startswith("The river") for s in samples)
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["whole"]
 
-    one_step = Trainer._one_step
+    one_step = Trainer.one_step
 
     def cut(self: Trainer, phase: Any) -> None:
         if self.cursor.step == 9:
@@ -141,7 +141,7 @@ def test_run_gives_a_model_folder_and_again_after_a_cut(
         one_step(self, phase)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Trainer, "_one_step", cut)
+        patched.setattr(Trainer, "one_step", cut)
         train.run(config, inputs, out=tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     again = train.run(config, inputs, out=tmp_path / "cut")
