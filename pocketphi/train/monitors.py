@@ -85,8 +85,7 @@ def attention_logit_max(model: PhiForCausalLM, ids_BT: Tensor, world: World) -> 
     """Largest attention logit on the first tokens of the first row (a collective call where sharded)."""
     found: list[Tensor] = []
     with torch.no_grad(), unaccelerated(model), _watching(model, found):
-        # The model's own call, not `hidden`: where weights are sharded it is what gathers them.
-        model(ids_BT[:1, :_TOKENS])
+        model.hidden(ids_BT[:1, :_TOKENS])
     largest = float(torch.stack(found).max())
     return world.largest(largest)
 

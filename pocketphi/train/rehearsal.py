@@ -31,14 +31,19 @@ from pocketphi.train.config import LoopConfig, PhaseConfig
 _SECONDS = 3.0  # of timed steps per phase
 _LONGEST_S = 240.0
 _SAMPLE_TOKENS = 8
+_BUSY = 1.3
 _DOCUMENT_TOKENS = 300  # of the random documents: they only decide the mask
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rehearsal found: `step_s` of each phase, and the costs beside the steps."""
+    """What a rehearsal found: `step_s` of each phase, and the costs beside the steps.
+
+    `busy` is how much longer a step took than the processor worked on it: 1 where the machine is free.
+    """
 
     step_s: tuple[float, ...]
+    busy: float
     start_s: float
     evaluate_token_s: float
     sample_token_s: float
@@ -82,7 +87,13 @@ def _ask(question: str) -> Measured | None:
         progress.say(f"plan: the rehearsal did not work ({last}); the forecast is counted instead")
         return None
     tree = json.loads(done.stdout.splitlines()[-1])
-    return Measured(**{**tree, "step_s": tuple(tree["step_s"])})
+    found = Measured(**{**tree, "step_s": tuple(tree["step_s"])})
+    if found.busy > _BUSY:
+        progress.say(
+            f"plan: this machine is busy with other work (steps take {found.busy:.1f} times their processor "
+            "time); the forecast is for the machine left alone"
+        )
+    return found
 
 
 def rehearse(question: dict[str, Any], started: float) -> Measured:
@@ -107,12 +118,14 @@ def rehearse(question: dict[str, Any], started: float) -> Measured:
         phases = [Phase(s, RandomFeed(shape.vocab_size, s.sequence_length)) for s in settings]
         held_rows = max(1, 2 * settings[0].micro_batch_tokens // settings[-1].sequence_length)
         held = HeldOut("random", RandomFeed(shape.vocab_size, settings[-1].sequence_length), held_rows, 0)
-        trainer = Trainer(
-            model, phases, config, world=world, store=Store(Path(folder)), logs=Path(folder), heldout=[held]
-        )
+        store = Store(Path(folder) / "checkpoints")
+        trainer = Trainer(model, phases, config, world=world, store=store, logs=Path(folder), heldout=[held])
         trainer.start()
         start_s = time.monotonic() - started
+        worked = time.process_time()
+        before = time.monotonic()
         steps = [_time_steps(trainer, index) for index in range(len(phases))]
+        busy = (time.monotonic() - before) * torch.get_num_threads() / (time.process_time() - worked)
         before = time.monotonic()
         trainer.evaluate()
         evaluate_s = time.monotonic() - before
@@ -126,6 +139,7 @@ def rehearse(question: dict[str, Any], started: float) -> Measured:
         sample_s = time.monotonic() - before
         return Measured(
             step_s=tuple(steps),
+            busy=round(max(1.0, busy), 3),
             start_s=round(start_s, 3),
             evaluate_token_s=evaluate_s / (held_rows * settings[-1].sequence_length),
             sample_token_s=sample_s / num_new,
