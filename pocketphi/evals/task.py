@@ -1,9 +1,11 @@
 """What a task is: where its rows come from, how a row becomes a question, how a question is asked.
 
-Three kinds of tasks:
+Five kinds of tasks:
 
 - `choice`: options are scored by their log-likelihood after a prompt (ARC, HellaSwag, MMLU, ...);
 - `generate`: the model writes and an extraction rule reads the answer (GSM8K, MATH, BBH, code, ...);
+- `conversation`: the model answers in turns and a judge rates the answers (MT-bench);
+- `long`: something is to be found in a context of a given length (evals/longcontext.py);
 - `bits`: bits per byte of a text.
 
 A task's `version` changes whenever a score would; its prompt version is a hash of how it asks.
@@ -20,7 +22,7 @@ from typing import Any, Literal
 from pocketphi.core.errors import ConfigError
 from pocketphi.core.registry import Registry
 
-Kind = Literal["choice", "generate", "bits"]
+Kind = Literal["choice", "generate", "bits", "conversation", "long"]
 Format = Literal["cloze", "letters", "phi3"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
