@@ -20,6 +20,7 @@ class EvalConfig:
     data_dir: folder with the benchmark files; without it only tasks that need no file are scored.
     texts: local text files whose bits per byte are measured beside the shards' held-out documents.
     limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
+    num_long_items: prompts of each long-context task, where `limit` does not say less.
     max_heldout_tokens: bits per byte is measured on whole documents until this many tokens.
     max_context_tokens: cut the model's context to this; None takes the model's own.
     max_new_tokens: most tokens of a generated answer, where the task does not say less.
@@ -44,6 +45,7 @@ class EvalConfig:
     data_dir: Path | None = None
     texts: list[Path] = field(default_factory=list)
     limit: int | None = None
+    num_long_items: int = 20
     max_heldout_tokens: int = 100_000
     max_context_tokens: int | None = None
     max_new_tokens: int = 512
@@ -64,7 +66,14 @@ class EvalConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_heldout_tokens", "max_new_tokens", "batch_size", "judge_tries", "judge_max_tokens"):
+        for name in (
+            "max_heldout_tokens",
+            "num_long_items",
+            "max_new_tokens",
+            "batch_size",
+            "judge_tries",
+            "judge_max_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("limit", "max_context_tokens", "num_threads"):

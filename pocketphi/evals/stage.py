@@ -18,12 +18,13 @@ from pocketphi.evals import (
     conversation,
     generation,
     likelihood,
+    longcontext,
     metrics,
     prompts,
     tables,
 )
 from pocketphi.evals import judge as judges
-from pocketphi.evals.backends.base import Scorer
+from pocketphi.evals.backends.base import Scorer, prompt_ids
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.journal import Journal
 from pocketphi.evals.judge import Judge, JudgeConfig
@@ -180,6 +181,10 @@ def _load_tasks(
                 continue
             loaded.append(Loaded(task, [], {}, None, None, 0))
             continue
+        if task.kind == "long":
+            # Made when the model is open: a prompt fills its length in the model's own tokens.
+            loaded.append(Loaded(task, [], {}, None, None, 0))
+            continue
         if task.kind == "conversation" and not config.judge_url and not selection.strict:
             skipped.append({"task": task.label, "reason": "no judge was named (judge_url, judge_model)"})
             continue
@@ -207,6 +212,15 @@ def _run_task(
 ) -> list[dict[str, Any]]:
     if each.task.kind == "bits":
         return _run_bits(config, each, scorer, journal, opened.get("shards"))
+    if each.task.kind == "long":
+        if (each.task.length or 0) > scorer.max_tokens:
+            each.notes.append(f"{each.task.length} tokens are more than the model's {scorer.max_tokens}")
+            return []
+        around = 0
+        if scorer.tokenizer is not None:
+            around = len(prompt_ids(scorer.tokenizer, scorer.start_ids, "", config.chat))
+        count = min(config.num_long_items, config.limit or config.num_long_items)
+        each.items = longcontext.build(each.task, scorer.tokenizer, around, count)
     if each.task.kind == "choice":
         return likelihood.run_task(each, scorer, journal)
     if each.task.kind == "conversation":
@@ -279,9 +293,13 @@ def _entry(
             figures = metrics.generation_figures(task, records)
             figures["chat"] = config.chat
             figures["max_new_tokens"] = min(task.max_new_tokens, config.max_new_tokens)
-            version = generation.version(each)
+            if task.kind == "long":
+                figures["length"] = task.length
+                version = prompt_version(task, longcontext.sample(task))
+            else:
+                version = generation.version(each)
         data = {
-            "file": each.file.name if each.file else "house.yaml in the package",
+            "file": each.file.name if each.file else task.source,
             "file_sha256": each.file.sha256 if each.file else None,
             "shots_file_sha256": each.shots_file.sha256 if each.shots_file else None,
             "num_in_file": each.num_in_file,
