@@ -8,6 +8,7 @@ import pytest
 import torch
 from train.toy_training import toy_model
 
+from pocketphi.train.loss import TokenLoss
 from pocketphi.train.monitors import UpdateRatio, attention_logit_max
 from pocketphi.train.parallel import World
 
@@ -39,7 +40,7 @@ def test_attention_logit_max_is_the_largest_visible_product() -> None:
     with torch.no_grad():
         model.model.layers[0].self_attn.qkv_proj.weight.mul_(20)
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
-    found = attention_logit_max(model, ids, ALONE)
+    found = attention_logit_max(TokenLoss(model), ids, ALONE)
     config, layer = model.config, model.model.layers[0]
     x = layer.input_layernorm(model.model.embed_tokens(ids))[0].double().detach()
     qkv = x @ layer.self_attn.qkv_proj.weight.double().detach().T

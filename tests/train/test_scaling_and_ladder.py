@@ -75,9 +75,9 @@ def test_a_ladder_of_real_runs(ladder_inputs: dict[str, Path], tmp_path: Path) -
     config = LadderConfig(
         head_dim=16,
         widths=[16, 32],
-        tokens=[8192, 16384, 32768],
+        tokens=[4096, 8192, 16384],
         predict_width=48,
-        predict_tokens=49152,
+        predict_tokens=24576,
         train_predicted=True,
         sequence_length=32,
         batch_tokens=512,
@@ -88,10 +88,10 @@ def test_a_ladder_of_real_runs(ladder_inputs: dict[str, Path], tmp_path: Path) -
     tree = json.loads(made_now.file("ladder.json").read_text())
     assert len(tree["runs"]) == 7 and sum(r["larger"] for r in tree["runs"]) == 1
     losses = {(r["width"], r["tokens"]): r["loss"] for r in tree["runs"]}
-    assert losses[32, 32768] < losses[32, 8192] and losses[32, 32768] < losses[16, 32768]
+    assert losses[32, 16384] < losses[32, 4096] and losses[16, 16384] < losses[16, 4096]
     forecast = tree["forecast"]
     assert forecast["parameters"] == max(r["parameters"] for r in tree["runs"])
-    assert forecast["actual_loss"] == losses[48, 49152]
+    assert forecast["actual_loss"] == losses[48, 24576]
     assert abs(forecast["relative_error"]) < 0.1
     assert made_now.counts["runs"] == 7
     # Asked again, nothing is trained: the rungs and the ladder are artifacts.

@@ -54,12 +54,13 @@ def test_resume_is_bit_exact_although_training_goes_on_while_it_is_written(
     for at in (5, 14):
         cut(toy_trainer(toy_shards, tmp_path / "cut", **SETTINGS), at)
     saved = Store(tmp_path / "cut" / "checkpoints").newest()
-    assert saved is not None and saved.is_sharded and 0 < saved.state["step"] < 14
+    assert saved is not None and saved.is_sharded and saved.state["step"] in (12, 14)
     files = [p.name for p in saved.path.rglob("*") if p.is_file()]
     assert all(name.endswith((".safetensors", ".json")) for name in files)  # no pickle
     toy_trainer(toy_shards, tmp_path / "cut", **SETTINGS).run()
-    for name in ("metrics.jsonl",):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "whole" / "metrics.jsonl"
+    ).read_bytes()
 
 
 CHILD = """
