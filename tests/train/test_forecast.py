@@ -45,7 +45,7 @@ def cluster(**changes: object) -> TrainConfig:
 
 
 def test_a_batch_that_cannot_fit_is_refused_with_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"a H100 has 80 GB, this run needs about \d+ GB"):
+    with pytest.raises(UserError, match=r"one H100 has 80 GB, this run needs about \d+ GB"):
         forecast.train_plan(cluster(batch_tokens=8 * 131072, micro_batch_tokens=131072), {})
     with pytest.raises(ConfigError, match="do not divide over 8 GPUs"):
         forecast.train_plan(cluster(batch_tokens=9 * 4096), {})
