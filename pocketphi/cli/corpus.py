@@ -19,7 +19,7 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Filter, score and explain documents.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Filter, score and explain documents.", no_args_is_help=True)
 
 Inputs = Annotated[
     list[str] | None,
@@ -111,6 +111,61 @@ def stats(
         print(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
     for reason, number in tree["failures"].items():
         print(f"failed {number}: {reason}", file=sys.stderr)
+
+
+@app.command()
+def annotate(
+    inputs: Annotated[list[str] | None, typer.Argument(help="JSON-lines files with a text per row.")] = None,
+    corpus_path: Annotated[
+        Path | None, typer.Option("--corpus", "-c", help="Corpus artifact to sample; rejected documents too.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible address, such as http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model that the endpoint serves.")] = None,
+    local_model: Annotated[
+        str | None,
+        typer.Option(help="Grade with a model of this machine: a file, or a name of `phi models`."),
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a language model grade a sample of documents, with a reason; write an annotations artifact."""
+    import dataclasses
+
+    from pocketphi.corpus.educational import annotate as stage
+
+    config = stage_config(stage.AnnotateConfig, "annotate", recipe, settings)
+    given: dict[str, Any] = {"endpoint": endpoint, "model": model, "local_model": local_model}
+    given["inputs"] = tuple(inputs or ())
+    config = dataclasses.replace(config, **{name: value for name, value in given.items() if value})
+    made = stage.run(config, {"corpus": corpus_path} if corpus_path else {}, out=out)
+    print_figures({"path": str(made.path), "checksum": made.checksum, **made.counts}, as_json=as_json)
+
+
+@app.command("train-scorer")
+def train_scorer(
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", "-a", help="Annotations artifact (folder) to learn from.")
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an educational scorer on grades or labelled files; print how it does on what was held out."""
+    from pocketphi.corpus.educational import train_scorer as stage
+
+    config = stage_config(stage.TrainScorerConfig, "train-scorer", recipe, settings)
+    made = stage.run(config, {"annotations": annotations} if annotations else {}, out=out)
+    if as_json:
+        report = json.loads(made.file("report.json").read_text(encoding="utf-8"))
+        print_json({"path": str(made.path), "checksum": made.checksum, **report})
+        return
+    print(made.file("report.md").read_text(encoding="utf-8"))
+    print_figures({"path": str(made.path), "checksum": made.checksum}, as_json=False)
 
 
 def _config(inputs: list[str] | None, recipe: Path | None, settings: list[str] | None) -> Any:

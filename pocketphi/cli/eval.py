@@ -17,7 +17,9 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Score a model on benchmarks; compare two scores.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Score a model on benchmarks; compare two scores.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -61,6 +63,27 @@ def run(
     else:
         typer.echo(tables.text(found))
         typer.echo(f"\nrecords: {found.path}", err=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Evaluation that is subtracted.")],
+    b: Annotated[Path, typer.Argument(help="Evaluation that it is subtracted from.")],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Paired differences B - A with intervals; refuses what is not comparable, and draws a page."""
+    from pocketphi.evals import compare as comparing
+
+    config = stage_config(comparing.CompareConfig, "compare", recipe, list(settings or []))
+    found = comparing.run(config, {"a": a, "b": b}, out=out)
+    if as_json:
+        print_json(comparing.flat(found))
+    else:
+        typer.echo(comparing.text(found))
+        typer.echo(f"\npage: {found.path / 'index.html'}", err=True)
 
 
 @app.command()

@@ -34,6 +34,7 @@ class _RunByDefault(TyperGroup):
 
 
 app = typer.Typer(
+    add_completion=False,
     help="Pre-train a model in phases (`phi train SHARDS TOKENIZER` is short for `phi train run ...`).",
     cls=_RunByDefault,
     no_args_is_help=True,

@@ -93,6 +93,7 @@ class CorpusConfig:
     replace_pii: bool = True
     near_duplicates: bool = True
     near_duplicate_jaccard: float = 0.8
+    repeated_lines: bool = True  # across the documents of one web site
     workers: int = 0  # 0: one per core
     chunk_documents: int = 512  # documents per part, the unit of work, of resumption and of files
     chunk_bytes: int = 32 << 20

@@ -61,7 +61,7 @@ def run(
                 if not found:
                     skipped.append({"task": each.task.label, "reason": "; ".join(each.notes)})
                     continue
-                entry = _entry(each, scorer, found)
+                entry = _entry(config, each, scorer, found)
                 entries.append(entry)
                 records += found
                 draft.timings[f"{each.task.label}_s"] = round(time.monotonic() - started, 3)
@@ -191,7 +191,7 @@ def _run_bits(
     return found
 
 
-def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(config: EvalConfig, each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[str, Any]:
     task = each.task
     if task.kind == "bits":
         figures = metrics.bits_figures(records)
@@ -218,6 +218,8 @@ def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[
             )
         else:
             figures = metrics.generation_figures(task, records)
+            figures["chat"] = config.chat
+            figures["max_new_tokens"] = min(task.max_new_tokens, config.max_new_tokens)
             version = generation.version(each)
         data = {
             "file": each.file.name if each.file else "house.yaml in the package",

@@ -20,7 +20,7 @@ def tokenizer():
     return training.train(texts, TokenizerConfig(vocab_size=768))
 
 
-def make_model(folder: Path, tokenizer, **more) -> Path:
+def make_model(folder: Path, tokenizer, seed: int = 0, **more) -> Path:
     settings = {
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": 48,
@@ -37,7 +37,7 @@ def make_model(folder: Path, tokenizer, **more) -> Path:
         "initializer_range": 0.15,
     }
     model = models.PhiForCausalLM(ModelConfig(**{**settings, **more}))
-    model.reset_parameters(seed=0)
+    model.reset_parameters(seed=seed)
     models.save(model, folder, tokenizer=tokenizer)
     return folder
 
@@ -46,6 +46,12 @@ def make_model(folder: Path, tokenizer, **more) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     torch.set_num_threads(1)
     return make_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_other(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """The shape of `tiny` with other weights."""
+    return make_model(tmp_path_factory.mktemp("models") / "other", tokenizer, seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -77,12 +77,12 @@ def test_window_across_chunks(length: int, tmp_path: Path) -> None:
     assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-# Of the root mean square of the logits. Rounding activations to 8 bits costs 1 to 3 %; without it what is
-# left is the order of additions.
-BOUND = {"f32": 1e-4, "int8": 6e-2}
+# Of the root mean square of the logits. Rounding activations to 8 bits costs 1 to 3 %, to 16 bits 1 to
+# 3 in 10,000; without it what is left is the order of additions.
+BOUND = {"f32": 1e-4, "int8": 6e-2, "int16": 5e-4}
 
 
-@pytest.mark.parametrize("activations", ["f32", "int8"])
+@pytest.mark.parametrize("activations", ["f32", "int8", "int16"])
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_quantised_llama_files_equal_the_dequantised_twin(
     kind: str, activations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,11 +113,14 @@ def _all_records(source: InputConfig, max_document_bytes: int) -> Iterator[Raw]:
         if not kind:
             yield Raw(where=name, error="unknown file type")
             continue
+        count = 0
         try:
-            yield from _reader(kind)(path, name, source, max_document_bytes)
+            for raw in _reader(kind)(path, name, source, max_document_bytes):
+                yield raw
+                count += 1
         except (OSError, EOFError, ValueError) as error:
             # The rest of the file cannot be read: one failure that says where it ended.
-            yield Raw(where=name, error=f"file cannot be read on: {type(error).__name__}: {error}")
+            yield Raw(where=name, error=f"file cannot be read past record {count}: {error}")
 
 
 def _reader(kind: str) -> Reader:
