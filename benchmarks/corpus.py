@@ -2,7 +2,7 @@
 
     python benchmarks/corpus.py --peer-python ENV/bin/python [--pages 400] [--rounds 2]
 
-ENV holds datatrove with trafilatura, spacy, nltk and tldextract (`pip install 'datatrove[processing]'`). Both
+ENV holds datatrove with its extractors and filters (`pip install 'datatrove[processing]' orjson lxml_html_clean`). Both
 sides read the same JSON lines of raw pages and run one after the other on one core, A B A B:
 
 - ours: reading, extraction, every rule (language, Gopher, C4, FineWeb, repetition, boilerplate, personal data,
@@ -108,14 +108,35 @@ def datatrove(pages: Path) -> dict:
         data = JsonlReader(str(pages.parent), glob_pattern=pages.name, limit=limit)(None, 0, 1)
         for step in steps:
             data = step(data, 0, 1)
+            if isinstance(step, Trafilatura):
+                data = counted(data)
         return sum(1 for _ in data)
 
+    extracted = 0
+
+    def counted(data):  # type: ignore[no-untyped-def]
+        nonlocal extracted
+        for document in data:
+            extracted += 1
+            yield document
+
     run(WARM)
+    extracted = 0
     with open(pages) as file:
         documents = sum(1 for _ in file)
     wall, cpu = time.monotonic(), cpu_s()
     kept = run(-1)
-    return {"documents": documents, "wall_s": time.monotonic() - wall, "cpu_s": cpu_s() - cpu, "kept": kept}
+    figures = {
+        "documents": documents,
+        "wall_s": time.monotonic() - wall,
+        "cpu_s": cpu_s() - cpu,
+        "kept": kept,
+    }
+    if extracted < 0.8 * documents:  # a broken environment fails fast on every page, and looks quick
+        sys.exit(
+            f"datatrove's extractor gave text for {extracted} of {documents} pages only: nothing to compare"
+        )
+    return {**figures, "extracted": extracted}
 
 
 def write_pages(data: Path, out: Path, wanted: int) -> int:
@@ -178,6 +199,7 @@ def main() -> None:
         mine, theirs = (figures[f"{side}_documents_per_{clock}_s_median"] for side in found)
         figures[f"ratio_{clock}"] = round(mine / theirs, 2)
     figures["datatrove_kept"] = found["datatrove"][-1]["kept"]
+    figures["datatrove_extracted"] = found["datatrove"][-1]["extracted"]
     figures["ours_failed"] = found["ours"][-1]["failed"]
     figures["scorer_documents_per_s"] = round(max(entry["scorer_documents_per_s"] for entry in found["ours"]))
     figures["scorer_mean_chars"] = round(found["ours"][-1]["mean_chars"])
