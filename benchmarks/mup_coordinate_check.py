@@ -110,7 +110,15 @@ def activations(model: PhiForCausalLM, ids: Tensor) -> dict[str, Tensor]:
 
 
 def coordinate_check(
-    widths: list[int], parametrization: str, kind: str, *, steps: int = 6, rate: float = 1e-2, seeds: int = 2
+    widths: list[int],
+    parametrization: str,
+    kind: str,
+    *,
+    steps: int = 6,
+    rate: float = 1e-2,
+    seeds: int = 2,
+    rows: int = 8,
+    length: int = 64,
 ) -> dict[str, list[float]]:
     """RMS of each part's change after `steps` steps, by width (mean over seeds)."""
     text = text_bytes()
@@ -119,8 +127,8 @@ def coordinate_check(
         changes: dict[str, list[float]] = {part: [] for part in PARTS}
         for seed in range(seeds):
             model, optimizers = make(width, widths[0], parametrization, kind, seed=seed)
-            feed = batches(text, 8, 64, seed)
-            fixed = next(batches(text, 4, 64, 99))[:, :-1]
+            feed = batches(text, rows, length, seed)
+            fixed = next(batches(text, 4, length, 99))[:, :-1]
             before = activations(model, fixed)
             for _ in range(steps):
                 step(model, optimizers, next(feed), rate)

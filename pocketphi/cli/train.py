@@ -17,12 +17,20 @@ from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption,
 
 
 class _RunByDefault(TyperGroup):
-    """Takes a first argument that is no subcommand for the first argument of `run`."""
+    """Takes arguments that begin with no subcommand for those of `run`."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        if arguments and arguments[0] not in self.commands and arguments[0] not in ("-h", "--help"):
+        own = {name for option in self.get_params(context) for name in option.opts}
+        if arguments and arguments[0].startswith("-") and arguments[0] not in own:
             arguments = ["run", *arguments]
         return super().parse_args(context, arguments)
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if arguments and arguments[0] not in self.commands:
+            arguments = ["run", *arguments]
+        return super().resolve_command(context, arguments)
 
 
 app = typer.Typer(

@@ -61,7 +61,7 @@ def cluster_plan(config: TrainConfig, shape: ModelConfig) -> dict[str, Any]:
     have = MEMORY_BYTES[cluster.gpu]
     if memory > have:
         raise UserError(
-            f"a {cluster.gpu} has {have / 1e9:.0f} GB, this run needs about {memory / 1e9:.0f} GB on each",
+            f"one {cluster.gpu} has {have / 1e9:.0f} GB, this run needs about {memory / 1e9:.0f} GB on each",
             hint="lower micro_batch_tokens, raise checkpoint_layers or shard_ranks",
         )
     seconds = (compute_s + exposed_s) / (1 - cluster.downtime)

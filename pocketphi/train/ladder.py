@@ -117,6 +117,7 @@ def rung(config: LadderConfig, width: int, tokens: int) -> TrainConfig:
         optimizer=config.optimizer,
         evaluate_tokens=config.evaluate_tokens,
         sample_prompts=[],
+        checkpoint_every_tokens=tokens,  # short runs: besides, the clock decides
     )
 
 

@@ -26,6 +26,7 @@ from pocketphi.model.attention import Attention
 from pocketphi.model.rope import rotate
 from pocketphi.model.transformer import PhiForCausalLM
 from pocketphi.train.acceleration import unaccelerated
+from pocketphi.train.loss import TokenLoss
 from pocketphi.train.parallel import World
 
 _ROWS = 512
@@ -81,13 +82,17 @@ def _sample(parameter: nn.Parameter) -> Tensor:
     return local[:: max(1, -(-local.shape[0] // _ROWS))] if local.shape[0] else local
 
 
-def attention_logit_max(model: PhiForCausalLM, ids_BT: Tensor, world: World) -> float:
-    """Largest attention logit on the first tokens of the first row (a collective call where sharded)."""
+def attention_logit_max(model: TokenLoss, ids_BT: Tensor, world: World) -> float:
+    """Largest attention logit on the first tokens of the first row.
+
+    A collective call where the model is sharded: it goes through the module that gathers the weights,
+    and must come before a step's own forward pass (weights gathered here would be stale after its update).
+    """
     found: list[Tensor] = []
-    with torch.no_grad(), unaccelerated(model), _watching(model, found):
-        model.hidden(ids_BT[:1, :_TOKENS])
-    largest = float(torch.stack(found).max())
-    return world.largest(largest)
+    ids_BT = ids_BT[:1, :_TOKENS]
+    with torch.no_grad(), unaccelerated(model.model), _watching(model.model, found):
+        model(ids_BT, ids_BT, None)
+    return world.largest(float(torch.stack(found).max()))
 
 
 @contextmanager

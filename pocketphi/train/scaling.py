@@ -3,6 +3,8 @@
 The form is Chinchilla's (Hoffmann et al., arXiv 2203.15556, approach 3). For given exponents it is linear
 in E, A and B, so the exponents alone are searched (a grid that zooms in) and the rest is non-negative
 least squares in closed form. Errors count relative to the loss. Torch-free.
+
+Shapes: G pairs of exponents, R runs, C columns.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import numpy as np
 from pocketphi.core.errors import DataError
 
 _EXPONENTS = (0.05, 1.5)
-_GRID = 25
-_ZOOMS = 6
+_GRID = 21
+_ZOOMS = 7
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,22 @@ def fit(runs: Sequence[Run]) -> ScalingLaw:
     high = np.array([_EXPONENTS[1]] * 2)
     best: tuple[float, np.ndarray, tuple[float, float]] = (np.inf, np.zeros(3), (0.0, 0.0))
     for _ in range(_ZOOMS):
-        axes = [np.linspace(low[i], high[i], _GRID) for i in range(2)]
-        for alpha, beta in itertools.product(*axes):
-            columns = np.stack([np.ones_like(y), (n / n_mean) ** -alpha, (d / d_mean) ** -beta], axis=1)
-            weights, error = _non_negative(columns / y[:, None], np.ones_like(y))
-            if error < best[0]:
-                best = (error, weights, (float(alpha), float(beta)))
+        alpha_G, beta_G = (
+            grid.ravel()
+            for grid in np.meshgrid(*(np.linspace(low[i], high[i], _GRID) for i in range(2)), indexing="ij")
+        )
+        columns_GR3 = np.stack(
+            [
+                np.ones((len(alpha_G), len(y))),
+                (n / n_mean) ** -alpha_G[:, None],
+                (d / d_mean) ** -beta_G[:, None],
+            ],
+            axis=2,
+        )
+        weights_G3, error_G = _non_negative(columns_GR3 / y[:, None])
+        at = int(np.argmin(error_G))
+        if error_G[at] < best[0]:
+            best = (float(error_G[at]), weights_G3[at], (float(alpha_G[at]), float(beta_G[at])))
         reach = (high - low) / (_GRID - 1) * 2
         low = np.maximum(np.array(best[2]) - reach, _EXPONENTS[0])
         high = np.minimum(np.array(best[2]) + reach, _EXPONENTS[1])
@@ -109,20 +121,19 @@ def forecast(runs: Sequence[Run], parameters: float, tokens: float) -> tuple[flo
     return value, min([value, *others]), max([value, *others])
 
 
-def _non_negative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
-    """Least squares with non-negative weights: the best of the subsets whose solution is (few columns)."""
-    best, found = np.inf, np.zeros(columns.shape[1])
-    count = columns.shape[1]
-    for size in range(count, 0, -1):
-        for subset in itertools.combinations(range(count), size):
-            part = columns[:, subset]
-            weights = np.linalg.lstsq(part, target, rcond=None)[0]
-            if (weights < 0).any():
-                continue
-            error = float(((part @ weights - target) ** 2).sum())
-            if error < best:
-                best, found = error, np.zeros(count)
-                found[list(subset)] = weights
-        if size == count and np.isfinite(best):
-            break  # the full solution is admissible: no subset can be better
-    return found, best
+def _non_negative(columns_GRC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [G, C] >= 0 that bring each of G systems closest to ones, and the squared errors [G]:
+    the best of all subsets of columns whose plain least squares is non-negative."""
+    num_systems, _, num_columns = columns_GRC.shape
+    best_G = np.full(num_systems, np.inf)
+    found_GC = np.zeros((num_systems, num_columns))
+    for size in range(1, num_columns + 1):
+        for subset in itertools.combinations(range(num_columns), size):
+            part_GRS = columns_GRC[:, :, subset]
+            weights_GS = np.linalg.pinv(part_GRS).sum(axis=2)
+            error_G = ((np.einsum("grs,gs->gr", part_GRS, weights_GS) - 1) ** 2).sum(axis=1)
+            better_G = (weights_GS >= 0).all(axis=1) & (error_G < best_G)
+            best_G[better_G] = error_G[better_G]
+            found_GC[better_G] = 0.0
+            found_GC[np.ix_(better_G, subset)] = weights_GS[better_G]
+    return found_GC, best_G

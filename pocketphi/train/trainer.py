@@ -215,6 +215,8 @@ class Trainer:
             raise UserError(
                 f"phase '{settings.name}': a batch at row {cursor.row} has no target to learn from"
             )
+        monitored = (cursor.step + 1) % self.config.monitor_every_steps == 0
+        logit_max = self._attention_logit_max(batch) if monitored else 0.0
         loss_sum, z_sum = self._gradients(batch, settings, num_targets)
         loss_sum, z_sum = self.world.total(loss_sum, z_sum)
         loss = loss_sum / num_targets
@@ -231,14 +233,11 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": _json_number(grad_norm),
         }
-        monitored = (cursor.step + 1) % self.config.monitor_every_steps == 0
         if self.config.z_loss or monitored:
             line["z_loss"] = _json_number(z_sum / num_targets)
         if verdict == "accept":
             if monitored:
-                ids_BT = torch.from_numpy(batch.ids_BT[:1]).to(self.world.device)
-                largest = attention_logit_max(self.model, ids_BT, self.world)
-                line["attention_logit_max"] = _json_number(largest)
+                line["attention_logit_max"] = _json_number(logit_max)
                 self._update_ratio.before()
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
             self.optimizers.step(rate)
@@ -283,6 +282,11 @@ class Trainer:
             sums[1] += z_loss
         values = sums.tolist()
         return values[0], values[1]
+
+    def _attention_logit_max(self, batch: Batch) -> float:
+        ids_BT = torch.from_numpy(batch.ids_BT[:1]).to(self.world.device)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
+            return attention_logit_max(self.loss_model, ids_BT, self.world)
 
     def _losses(self, batch: Batch, document_mask: bool) -> tuple[Tensor, Tensor]:
         device = self.world.device
