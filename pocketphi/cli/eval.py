@@ -17,7 +17,9 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Score a model on benchmarks; compare two scores.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Score a model on benchmarks; compare two scores.", no_args_is_help=True
+)
 
 
 @app.command()

@@ -347,7 +347,7 @@ def _publish(work: Path, out: Path, manifest: Mapping[str, Any]) -> Artifact:
             continue
         digest.update(f"{name}\0{entry['sha256']}\n".encode())
     whole = {**manifest, "checksum": digest.hexdigest(), "files": files}
-    write_atomic(work / MANIFEST, json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    write_atomic(work / MANIFEST, json.dumps(whole, indent=1) + "\n")
     _sync_folder(work)
     old = out.with_name(out.name + ".old")
     if old.exists():

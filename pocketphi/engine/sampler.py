@@ -2,8 +2,9 @@
 
 The steps, in this order, each leaving the others' numbers alone when it is off:
 
-    1. logit bias, added;  the token mask (a grammar), everything else to -inf
-    2. repetition penalty (prompt and answer), presence and frequency penalty (answer only)
+    1. logit bias, added
+    2. repetition penalty (prompt and answer), presence and frequency penalty (answer only); then the token
+       mask (a grammar), which puts everything it does not allow at -inf
     3. temperature 0: the largest logit, the lowest id among equals. Otherwise divide by temperature,
     4. top_k largest;  5. top_p: the shortest run of largest whose probability reaches it;
     6. min_p: at least this fraction of the largest probability;  7. one draw from what is left.
@@ -16,6 +17,7 @@ Log-probabilities are those of the model itself: log-softmax of the raw logits, 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +108,7 @@ class Sampler:
     ) -> None:
         self.sampling = sampling
         self.answer: list[int] = []
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._token_mask = token_mask
         self._num_logprobs = num_logprobs
         for token in sampling.logit_bias:
@@ -117,6 +119,14 @@ class Sampler:
         self._seen_V = np.zeros(vocab_size, dtype=bool)
         self._seen_V[np.asarray(prompt, dtype=np.int64)] = True
         self._counts_V = np.zeros(vocab_size, dtype=np.float32)
+
+    def fork(self) -> Sampler:
+        """Return a copy that can run ahead of this one: same settings, same answer so far."""
+        ahead = copy.copy(self)
+        ahead.answer = list(self.answer)
+        ahead._seen_V, ahead._counts_V = self._seen_V.copy(), self._counts_V.copy()
+        ahead._num_logprobs = None
+        return ahead
 
     def accept(self, token: int) -> None:
         """Add a token to the answer, so that penalties and the next draw know it."""
@@ -159,9 +169,9 @@ class Sampler:
         if self._token_mask is not None:
             allowed = self._token_mask(self.answer)
             if allowed is not None:
-                if np.shape(allowed) != (self._vocab_size,):
+                if np.shape(allowed) != (self.vocab_size,):
                     raise EngineError(
-                        f"the token mask has shape {np.shape(allowed)}, not {(self._vocab_size,)}"
+                        f"the token mask has shape {np.shape(allowed)}, not {(self.vocab_size,)}"
                     )
                 out[~np.asarray(allowed, dtype=bool)] = -np.inf
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +103,24 @@ def train_figures(checkpoint: Artifact) -> dict[str, Any] | None:
     return figures
 
 
-def speed_figures(checkpoint: Artifact, events: list[dict[str, Any]]) -> dict[str, list[float]] | None:
-    """Tokens per second over training, from the artifact's volatile files or the run's log."""
+def speed_figures(stage: str, events: Iterable[dict[str, Any]]) -> dict[str, list[float]] | None:
+    """Tokens per second over one training stage, from the run's log.
+
+    A stage that was killed and continued shows what its last attempt measured where attempts overlap.
+    """
     rows: list[dict[str, Any]] = []
-    for name in checkpoint.manifest["files"]:
-        if name.endswith(".jsonl"):
-            rows += [r for r in json_lines(checkpoint.file(name)) if "tokens_per_s" in r]
-    if not rows:
-        rows = [e for e in events if "tokens_per_s" in e and e.get("event") != "generated"]
+    inside = False
+    for event in events:
+        if event.get("event") == "stage_start":
+            inside = Path(str(event.get("path"))).name == stage
+        elif inside and event.get("event") == "train_step" and "tokens_per_s" in event:
+            while rows and rows[-1]["tokens"] >= event["tokens"]:
+                rows.pop()
+            rows.append(event)
     if not rows:
         return None
     return {
-        "tokens": [float(r.get("tokens", r.get("step", i))) for i, r in enumerate(rows)],
+        "tokens": [float(r["tokens"]) for r in rows],
         "tokens_per_s": [float(r["tokens_per_s"]) for r in rows],
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 # Marker colour -> CSS variable of page.css.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = ("#010211", "#010212", "#010213", "#010214")
+MARKERS = "osD^v<>PX*"
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -57,21 +58,25 @@ def loss(curves: dict[str, Any], width: float = 5.4, height: float = 3.1) -> str
             stop = min(end + 1, len(tokens))
             axes.plot(tokens[start:stop], smooth[start:stop], color=color, label=phase)
         low, high = min(smooth), _high(losses)
-        for name in dict.fromkeys(c["name"] for c in curves.get("checks", [])):
+        checked = list(dict.fromkeys(c["name"] for c in curves.get("checks", [])))
+        for index, name in enumerate(checked):
             points = [(c["tokens"], c["value"]) for c in curves["checks"] if c["name"] == name]
             axes.plot(
                 *zip(*points),
-                "o",
+                linestyle=":",
+                linewidth=0.8,
+                marker=MARKERS[index % len(MARKERS)],
                 color=SERIES[3],
-                markersize=3.5,
+                alpha=0.85,
+                markersize=4.5,
                 clip_on=False,
-                label=name.replace("_", " "),
+                label=name.removeprefix("heldout-").replace("_", " ") + " (held out)",
             )
             low = min(low, *(v for _, v in points))
         _tokens_axis(axes, tokens)
         axes.set_ylabel("loss (nats per token)")
         axes.set_ylim(max(0, low - 0.12 * (high - low) - 0.02), high + 0.05 * (high - low) + 0.02)
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", fontsize=7 if len(checked) > 3 else None)
     return figure.svg
 
 

@@ -125,7 +125,7 @@ def volatile_figures(config: ReportConfig, found: Mapping[str, Artifact], run_di
     train = []
     for name in ("train", "sft"):
         if name in found and (curves := gather.train_figures(found[name])):
-            train.append({"name": name, "curves": curves, "speed": gather.speed_figures(found[name], events)})
+            train.append({"name": name, "curves": curves, "speed": gather.speed_figures(name, events)})
     if train:
         figures["train"] = train
     return figures

@@ -34,6 +34,14 @@ def test_published_and_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "x.partial").exists()
 
 
+def test_what_is_read_back_is_what_was_made(tmp_path: Path) -> None:
+    """To the order of the counts: what is shown first must not depend on whether a stage ran or was reused."""
+    with artifact.create(tmp_path / "a", kind="demo", config={}) as draft:
+        (draft.path / "text.txt").write_text("hello")
+        draft.counts.update(zebras=3, apes=1, method="by hand", lions=2.5)
+    assert json.dumps(draft.artifact.manifest) == json.dumps(artifact.load(tmp_path / "a").manifest)
+
+
 def test_checksum_says_what_came_out(tmp_path: Path) -> None:
     assert make(tmp_path / "a").checksum == make(tmp_path / "b").checksum
     assert make(tmp_path / "c", text="other").checksum != make(tmp_path / "a").checksum

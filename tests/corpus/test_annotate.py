@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketphi.cli import main
 from pocketphi.core.errors import ConfigError, DataError, UserError
 from pocketphi.corpus.educational import annotate, grading
 from pocketphi.corpus.educational.annotate import AnnotateConfig
@@ -310,28 +315,216 @@ def test_long_documents_show_beginning_and_middle():
     assert grading.extract("short", 4000) == "short"
 
 
-def test_a_local_model_grades(documents, tmp_path, monkeypatch):
-    """The engine's interface is what the local grader uses; the grades of a tiny model mean nothing."""
-    from pocketphi.corpus.educational import graders
+def test_a_hanging_server_is_an_error_and_finished_work_is_kept(documents, tmp_path):
+    """Some answers come, then the server hangs: a clear error, and a second run asks for the rest only."""
+    release = threading.Event()
 
-    class Said:
-        text = '{"reason": "r", "educational": 1, "durable": 2}'
+    def script(body, number):
+        if number >= 6:
+            release.wait(20)
+        return good(body, number)
 
-    class Engine:
-        fingerprint = "f" * 8
+    settings = {"max_concurrent": 1, "timeout_s": 0.3, "max_request_attempts": 1}
+    with Server(script) as server:
+        with pytest.raises(UserError, match="timed out") as caught:
+            annotate.run(config(server, documents, tmp_path, **settings), out=tmp_path / "a")
+        assert "what was answered is kept" in str(caught.value.hint)
+        assert not (tmp_path / "a").exists()
+        release.set()
+    with Server(good) as server:
+        found = annotate.run(config(server, documents, tmp_path), out=tmp_path / "a")
+        assert len(server.requests) == 30 - 6
+    assert found.counts["documents_graded"] == 30 and found.counts["answers_from_cache"] == 6
 
-        def chat(self, messages, *, max_new_tokens, temperature, seed):
-            assert [m["role"] for m in messages] == ["system", "user"]
-            return Said()
 
-    import pocketphi.engine
+def test_an_answer_that_dribbles_in_is_given_up(tmp_path):
+    """A byte at a time keeps a socket alive for ever; the limit is for the whole answer."""
+    listener = socket.create_server(("127.0.0.1", 0))
 
-    monkeypatch.setattr(pocketphi.engine, "load", lambda path: Engine())
-    assert graders.LocalGrader("x.gguf").name == "local:ffffffff"
-    found = annotate.run(
-        AnnotateConfig(
-            inputs=(str(documents),), num_documents=3, local_model="x.gguf", cache=str(tmp_path / "c")
-        ),
-        out=tmp_path / "a",
-    )
-    assert found.counts["documents_graded"] == 3
+    def serve():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            for _ in range(300):
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    began = time.monotonic()
+    with listener, pytest.raises(UserError, match=r"not complete after 0\.4 s"):
+        grader = EndpointGrader(url, "judge", timeout_s=0.4, max_attempts=1)
+        grader.ask(grading.messages("text"), max_tokens=5, temperature=0.0)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"<html>502 says the proxy</html>", b"[]", b'{"choices": [{"message": 3}]}', b"\xff\xfe", b""],
+)
+def test_a_server_that_talks_nonsense_is_named(documents, tmp_path, nonsense):
+    """Replies that are not of the API at all: an error that shows the last one, not 30 unreadable grades."""
+    with Server(lambda body, number: (200, nonsense)) as server:
+        grader = EndpointGrader(server.url, "judge", first_pause_s=0.001, max_attempts=3)
+        with pytest.raises(UserError, match="no answer in 3 attempts; the last: "):
+            annotate.run(config(server, documents, tmp_path), out=tmp_path / "a", grader=grader)
+    assert not (tmp_path / "a").exists()
+
+
+def test_all_answers_unreadable_is_an_error(documents, tmp_path):
+    with Server(lambda body, number: (200, "banana")) as server:
+        with pytest.raises(DataError, match="not one document was graded"):
+            annotate.run(config(server, documents, tmp_path, num_documents=4), out=tmp_path / "a")
+        assert len(server.requests) == 4 * 3
+
+
+def phi(*arguments: object) -> str:
+    """Run the command in this process; return what it printed on stdout."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+    return printed.getvalue()
+
+
+def test_the_embedded_model_grades(documents, tmp_path):
+    """The model in the package, through the engine. Its grades mean little; that they can be read does."""
+    arguments = ["corpus", "annotate", documents, "--local-model", "nano", "--json"]
+    arguments += ["-s", "num_documents=3", "-s", "max_tokens=12", "-s", f"cache={tmp_path / 'c'}"]
+    figures = json.loads(phi(*arguments, "-o", tmp_path / "a"))
+    assert figures["documents_graded"] == 3 and figures["documents_unreadable"] == 0
+    from pocketphi.core import artifact
+
+    for row in rows(artifact.load(tmp_path / "a")):
+        assert row["educational"] in range(6) and row["durable"] in range(6)
+    again = json.loads(phi(*arguments, "-o", tmp_path / "b"))
+    assert again["requests"] == 0 and again["checksum"] == figures["checksum"]
+
+
+def test_long_documents_are_shortened_to_the_context_and_counted(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "Water boils at a lower temperature. " * 300}) + "\n")
+    settings = {"local_model": "nano", "num_documents": 1, "cache": str(tmp_path / "c")}
+    found = annotate.run(AnnotateConfig(inputs=(str(path),), max_tokens=8, **settings), out=tmp_path / "a")
+    assert found.counts["documents_shortened"] == 1 == found.counts["documents_graded"]
+    with pytest.raises(UserError, match="context does not hold the question"):
+        annotate.run(AnnotateConfig(inputs=(str(path),), max_tokens=400, **settings), out=tmp_path / "b")
+
+
+def test_the_form_takes_the_digit_that_the_model_finds_most_probable(tmp_path):
+    """The guided answer against the plain logits of the same engine at the same place."""
+    from pocketphi import engine
+    from pocketphi.corpus.educational.graders import LocalGrader
+
+    grader = LocalGrader("nano")
+    asked = grading.messages("Plants make sugar from light.")
+    answer = grader.ask(asked, max_tokens=8, temperature=0.0)
+    assert grading.read_grade(answer.text) is not None
+    model = engine.load(engine.embedded_path())
+    said, grades = answer.text, json.loads(answer.text)
+    for axis in ("educational", "durable"):
+        start = said[: said.index(f'"{axis}":') + len(axis) + 3]
+        spelled = [model.tokenizer.encode(f"{start} {digit}") for digit in range(6)]
+        last = model.logits(model.tokenizer.chat(asked) + spelled[0][:-1])[-1]
+        assert grades[axis] == max(range(6), key=lambda digit: last[spelled[digit][-1]])
+
+
+LESSON = [
+    "energy",
+    "force",
+    "cell",
+    "theorem",
+    "because",
+    "therefore",
+    "example",
+    "equation",
+    "water",
+    "cause",
+]
+ADVERT = [
+    "buy",
+    "cheap",
+    "click",
+    "offer",
+    "winner",
+    "discount",
+    "shipping",
+    "deal",
+    "price",
+    "hurry",
+    "order",
+]
+COMMON = ["the", "a", "of", "and", "in", "to", "is", "it", "that", "this", "with", "for", "on", "as", "was"]
+
+
+def _web(tmp_path: Path, num: int = 240) -> Path:
+    """Documents between lesson and advertisement, of six sources with words of their own."""
+    random_ = random.Random(5)
+    path = tmp_path / "web.jsonl"
+    with open(path, "w") as file:
+        for number in range(num):
+            share, source = random_.random(), number % 6
+            own = [f"site{source}word{i}" for i in range(10)]
+            words = [
+                random_.choice(random_.choice([COMMON, own, LESSON if random_.random() < share else ADVERT]))
+                for _ in range(random_.randrange(60, 200))
+            ]
+            row = {"id": f"w{number}", "text": " ".join(words), "source": f"site{source}"}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def _judge(body, number):
+    """Grades by what the extract holds: educational by lesson words, durable the other way round."""
+    text = body["messages"][1]["content"].split("=" * 8)[1].split()
+    lesson, advert = (sum(word in words for word in text) for words in (LESSON, ADVERT))
+    grade = round(5 * lesson / max(1, lesson + advert))
+    return 200, json.dumps({"reason": "counted", "educational": grade, "durable": 5 - grade})
+
+
+def test_from_documents_to_a_scorer_of_ones_own(tmp_path):
+    """annotate, then train-scorer, by the command line; the scorer is right about sources it never saw."""
+    from pocketphi.corpus.educational import load_scorer
+
+    web = _web(tmp_path)
+    with Server(_judge) as server:
+        arguments = ["corpus", "annotate", web, "--endpoint", server.url, "--model", "judge", "--json"]
+        arguments += ["-s", "num_documents=240", "-s", f"cache={tmp_path / 'c'}", "-o", tmp_path / "graded"]
+        assert json.loads(phi(*arguments))["documents_graded"] == 240
+    train = ["corpus", "train-scorer", "--annotations", tmp_path / "graded", "-s", "fit.bits=14"]
+    train += ["-s", "fit.epochs=12", "-s", "num_folds=3"]
+    report = json.loads(phi(*train, "--json", "-o", tmp_path / "scorer"))
+    assert report["documents"] == 240 == report["documents_source_unseen"]
+    assert report["roc_auc_unseen_sources"] > 0.99 and report["spearman_labels"] > 0.9
+    assert report["f1_at_3"] > 0.85 and report["calibration_error"] < 0.5
+    again = phi(*train, "-o", tmp_path / "scorer")  # made already: read again, as a page for a person
+    assert "| roc_auc_unseen_sources |" in again and "## Calibration" in again
+    texts = [" ".join(words[i % len(words)] for i in range(100)) for words in (LESSON, ADVERT)]
+    high, low = load_scorer(tmp_path / "scorer").score(texts)
+    assert high > 3.5 and low < 1.5
+    phi(*train, "-s", "axis=durable", "-o", tmp_path / "durable")
+    high, low = load_scorer(tmp_path / "durable").score(texts)
+    assert high < 1.5 and low > 3.5
+
+
+def test_grades_without_sense_teach_nothing(tmp_path):
+    """The same path with grades drawn by lot: figures on held-out sources must say so."""
+    lot = random.Random(3)
+    rows_ = [json.loads(line) for line in _web(tmp_path).read_text().splitlines()]
+    labelled = tmp_path / "lot.jsonl"
+    labelled.write_text("".join(json.dumps({**row, "educational": lot.randrange(6)}) + "\n" for row in rows_))
+    settings = ["-s", "fit.bits=14", "-s", "num_folds=3", "-s", f"labels=[{{path: {labelled}}}]"]
+    report = json.loads(phi("corpus", "train-scorer", *settings, "--json", "-o", tmp_path / "s"))
+    assert 0.3 < report["roc_auc_unseen_sources"] < 0.7 and abs(report["spearman_labels"]) < 0.3
+
+
+def test_one_source_without_low_grades_gives_null_and_not_a_figure(tmp_path):
+    rows_ = [json.loads(line) for line in _web(tmp_path, 60).read_text().splitlines()]
+    labelled = tmp_path / "one.jsonl"
+    lines = [{**row, "source": "one", "educational": 3 + i % 2} for i, row in enumerate(rows_)]
+    labelled.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = ["-s", "fit.bits=14", "-s", f"labels=[{{path: {labelled}}}]"]
+    done = phi("corpus", "train-scorer", *settings, "--json", "-o", tmp_path / "s")
+    report = json.loads(done, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert report["roc_auc_unseen_sources"] is None and report["documents_source_unseen"] == 0

@@ -35,10 +35,6 @@ def build_run(folder: Path, *, steps: int = 60) -> Path:
         )
         train = _train(folder / "train", [shards, tokenizer], steps)
         _eval(folder / "eval", [train, shards])
-        for step in range(0, steps, 5):
-            progress.event(
-                "train_step", step=step, tokens=step * 16384, tokens_per_s=9000 + 700 * math.sin(step / 5)
-            )
     forecast = {
         name: {"wall_s": seconds, "peak_memory_bytes": 900_000_000, "disk_bytes": 5_000_000}
         for name, seconds in (("corpus", 40), ("tokenizer", 10), ("shards", 8), ("train", 300), ("eval", 30))
@@ -134,6 +130,9 @@ def _stats() -> dict:
 def _train(path: Path, parents: list[Artifact], steps: int) -> Artifact:
     rng = np.random.default_rng(1)
     with artifact.create(path, kind="checkpoint", config={"phases": 2}, parents=parents) as draft:
+        for step in range(0, steps, 5):
+            speed = 9000 + 700 * math.sin(step / 5)
+            progress.event("train_step", step=step, tokens=step * 16384, tokens_per_s=speed)
         with open(draft.path / "metrics.jsonl", "w") as file:
             for step in range(1, steps + 1):
                 phase = "phase1" if step <= steps * 0.7 else "phase2"

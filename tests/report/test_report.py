@@ -144,7 +144,25 @@ def test_log_cut_by_a_kill_is_read(run_folder: Path) -> None:
     with open(run_folder / "log.jsonl", "a") as file:
         file.write('{"event": "train_step", "tok')
     events = gather.run_events(run_folder)
-    assert events[-1]["event"] == "train_step" and events[-1]["tokens_per_s"] > 0
+    assert events[-1]["event"] == "stage_end"
+    assert gather.speed_figures("train", events)["tokens"] == [step * 16384.0 for step in range(0, 60, 5)]
+
+
+def test_speed_is_of_one_stage_and_of_its_last_attempt() -> None:
+    def start(stage: str) -> dict:
+        return {"event": "stage_start", "path": f"runs/x/{stage}"}
+
+    def step(tokens: int, speed: int) -> dict:
+        return {"event": "train_step", "tokens": tokens, "tokens_per_s": speed}
+
+    events = [
+        start("train"), step(10, 1), step(20, 1), step(30, 1),
+        start("train"), step(20, 2), step(30, 2), step(40, 2),
+        start("sft"), step(5, 7),
+    ]  # fmt: skip
+    assert gather.speed_figures("train", events) == {"tokens": [10, 20, 30, 40], "tokens_per_s": [1, 2, 2, 2]}
+    assert gather.speed_figures("sft", events) == {"tokens": [5], "tokens_per_s": [7]}
+    assert gather.speed_figures("eval", events) is None
 
 
 def test_plots_are_the_same_twice() -> None:

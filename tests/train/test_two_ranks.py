@@ -29,17 +29,17 @@ with parallel.world("cpu") as world:
                           evaluate_every_tokens=1024, optimizer=OptimizerConfig(kind={kind!r}),
                           checkpoint_every_tokens=512)
     stop_at = {stop_at}
-    step = trainer._one_step
+    step = trainer.one_step
     def one_step(phase):
         lost = Path({run!r}).with_suffix(".lost")
         if {lose_at} == trainer.cursor.step and world.rank == 1 and not lost.exists():
             lost.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.cursor.step == stop_at:
-            trainer._save(anchor=False)
+            trainer.save(anchor=False)
             raise SystemExit(0)
         step(phase)
-    trainer._one_step = one_step
+    trainer.one_step = one_step
     trainer.run()
     plain = trainer.plain_model()
     assert sum(p.numel() for p in plain.parameters()) == trainer.model.config.num_parameters

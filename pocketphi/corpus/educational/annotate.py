@@ -18,12 +18,13 @@ from typing import Any
 
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
-from pocketphi.core.errors import ConfigError, DataError
+from pocketphi.core.errors import ConfigError, DataError, UserError
 from pocketphi.corpus.educational import grading, labels
 from pocketphi.corpus.educational.graders import Answer, EndpointGrader, Grader, LocalGrader, guess_tokens
 
 KIND = "annotations"
 _WARMER = 0.3  # temperature added with each repetition of an unreadable answer
+_LEAST_CHARS = 100  # of a document; less is no ground for a grade
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class AnnotateConfig:
     api_key_env: str = ""  # name of the environment variable that holds the key
     max_chars: int = 4000  # of a document shown to the grader
     max_tokens: int = 200  # of an answer
-    max_attempts: int = 3  # answers asked for when the first is unreadable
+    max_attempts: int = 3  # answers asked for in all while they are unreadable
+    max_request_attempts: int = 5  # times a request is sent while the server is busy, broken or away
     max_concurrent: int = 8
     timeout_s: float = 120.0
     max_cost: float | None = None
@@ -57,9 +59,11 @@ class AnnotateConfig:
             raise ConfigError("endpoint and local_model exclude one another")
         if self.endpoint and not self.model:
             raise ConfigError("model is missing: the name of the model that the endpoint serves")
-        for name in ("num_documents", "max_attempts", "max_concurrent", "max_chars", "max_tokens"):
+        for name in ("num_documents", "max_attempts", "max_request_attempts", "max_concurrent", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.max_chars < _LEAST_CHARS:
+            raise ConfigError(f"max_chars must be at least {_LEAST_CHARS}, found {self.max_chars}")
         priced = self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens
         if self.max_cost is not None and not priced:
             raise ConfigError(
@@ -93,7 +97,9 @@ def run(
     if not parents and not config.inputs:
         raise ConfigError("no documents to grade", hint="name files, or a corpus with --corpus")
     # Who is asked first, how often at once and how long is waited does not change what is asked.
-    identity = replace(config, cache="", max_concurrent=1, timeout_s=1.0, api_key_env="")
+    identity = replace(
+        config, cache="", max_concurrent=1, timeout_s=1.0, max_request_attempts=1, api_key_env=""
+    )
     sources = [str(path) for name in config.inputs for path in labels.files_of(labels.LabelConfig(name))]
     out = Path(out) if out is not None else artifact.default_path(KIND, identity, parents, sources)
     if done := artifact.reuse(out, kind=KIND, config=identity, parents=parents, sources=sources):
@@ -132,6 +138,8 @@ def say_counts(counts: Mapping[str, Any]) -> None:
         f"{counts['requests']} requests, {counts['answers_from_cache']} answers from the cache, "
         f"cost {counts['cost']:.4g}"
     )
+    if counts["documents_shortened"]:
+        progress.say(f"{counts['documents_shortened']} documents were shortened to fit the model's context")
     if counts["documents_not_reached"]:
         progress.say("the cap was reached: raise max_cost or max_tokens_total and run again to continue")
 
@@ -187,7 +195,7 @@ class _Session:
         self.config, self.grader = config, grader
         self.cache = AnswerCache(Path(config.cache), grader.name)
         self.prompt_tokens = self.completion_tokens = 0
-        self.requests = self.from_cache = self.graded = self.unreadable = self.retried = 0
+        self.requests = self.from_cache = self.graded = self.unreadable = self.retried = self.shortened = 0
         self._reserved = (0, 0)
         self._lock = threading.Lock()
         self._capped = False
@@ -232,7 +240,7 @@ class _Session:
 
     def _grade(self, text: str) -> tuple[grading.Grade | None, str] | None:
         """Return (grade, answer), or None when the cap stands in the way."""
-        messages = grading.messages(grading.extract(text, self.config.max_chars))
+        messages = self._question(text)
         said = ""
         for attempt in range(self.config.max_attempts):
             temperature = _WARMER * attempt
@@ -266,6 +274,26 @@ class _Session:
                 return grade, said
         return None, said
 
+    def _question(self, text: str) -> list[dict[str, str]]:
+        """The conversation about a document, which is shortened until it fits the grader's context."""
+        chars = self.config.max_chars
+        messages = grading.messages(grading.extract(text, chars))
+        if self.grader.fits(messages, max_tokens=self.config.max_tokens):
+            return messages
+        chars = min(chars, len(text))
+        while chars > _LEAST_CHARS:
+            chars = max(_LEAST_CHARS, chars * 3 // 4)
+            messages = grading.messages(grading.extract(text, chars))
+            if self.grader.fits(messages, max_tokens=self.config.max_tokens):
+                with self._lock:
+                    self.shortened += 1
+                return messages
+        raise UserError(
+            f"{self.grader.name}: its context does not hold the question, {_LEAST_CHARS} characters of a "
+            f"document and an answer of {self.config.max_tokens} tokens",
+            hint="take a model with a longer context, or lower max_tokens",
+        )
+
     def _reserve(self, guess: tuple[int, int]) -> bool:
         """Set tokens aside for a request, unless the cap could be passed by it."""
         with self._lock:
@@ -298,6 +326,7 @@ class _Session:
             "documents_graded": self.graded,
             "documents_unreadable": self.unreadable,
             "documents_not_reached": documents_in - self.graded - self.unreadable,
+            "documents_shortened": self.shortened,
             "answers_repeated": self.retried,
             "requests": self.requests,
             "answers_from_cache": self.from_cache,
@@ -360,7 +389,11 @@ def _grader(config: AnnotateConfig) -> Grader:
             "no grader is named", hint="set endpoint and model (any OpenAI-compatible server), or local_model"
         )
     return EndpointGrader(
-        config.endpoint, config.model, api_key_env=config.api_key_env, timeout_s=config.timeout_s
+        config.endpoint,
+        config.model,
+        api_key_env=config.api_key_env,
+        timeout_s=config.timeout_s,
+        max_attempts=config.max_request_attempts,
     )
 
 

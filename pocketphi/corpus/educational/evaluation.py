@@ -91,9 +91,14 @@ def figures(
     result: dict[str, Any] = {
         "documents": len(data),
         "documents_too_short": data.num_dropped,
+        "documents_source_unseen": int(held.unseen_D.sum()),
         "documents_high": len(good),
         "documents_low": len(bad),
         "roc_auc_unseen_sources": metrics.roc_auc(score_D[good], score_D[bad]),
+        "roc_auc_unseen_documents": metrics.roc_auc(
+            score_D[data.labels >= high], score_D[data.labels <= low]
+        ),
+        "roc_auc_at_3": metrics.roc_auc(score_D[data.labels >= 3], score_D[data.labels < 3]),
         "roc_auc_of_length_alone": metrics.roc_auc(_lengths(data, good), _lengths(data, bad)),
         "spearman_labels": metrics.spearman(data.labels, score_D),
         "calibration_error": error,

@@ -7,6 +7,7 @@ load_scorer(artifact.path)
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,18 @@ from pocketphi.corpus.educational.scorer import Scorer
 from pocketphi.corpus.educational.training import BIAS, FitConfig, Weights, fit
 
 KIND = "scorer"
+_HOW = (
+    "Every document was scored by a model that was trained without it, and without its whole source wherever "
+    "a file has more than one. `unseen_sources` counts documents of the latter kind only."
+)
 _MAX_KNOTS = 48
 _END = 1.5  # raw units beyond the outermost knots at which the scale ends
 
 
 @dataclass(frozen=True)
 class TrainScorerConfig:
-    """Settings of `phi corpus train-scorer`.
+    """Settings of `phi corpus train-scorer`. `axis` chooses the grade to learn from an annotations artifact:
+    educational, or durable (lasting knowledge against passing facts).
 
     `folds` are lists of substrings of source names: each list is held out together once. Without them
     sources are dealt into `num_folds`. `high` and `low` say which labels the ROC AUC sets apart.
@@ -44,12 +50,15 @@ class TrainScorerConfig:
     clean: bool = True  # strip headers, quoting, markup and addresses before training
     max_chars: int = 24_000  # read of one document
     language: str = "en"
+    axis: str = "educational"
 
     def __post_init__(self) -> None:
         if not 10 <= self.fit.bits <= 22:
             raise ConfigError(f"fit.bits must be between 10 and 22, found {self.fit.bits}")
         if (len(self.folds) or self.num_folds) < 2:
             raise ConfigError("at least two folds are needed to measure on unseen sources")
+        if self.axis not in ("educational", "durable"):
+            raise ConfigError(f"axis is educational or durable, found {self.axis!r}")
 
 
 def run(
@@ -68,7 +77,9 @@ def run(
     if inputs and "annotations" in inputs:
         found = artifact.load(inputs["annotations"], kind="annotations")  # type: ignore[arg-type]
         parents.append(found)
-        wanted.append(LabelConfig(str(found.path), name="annotations"))
+        wanted.append(
+            LabelConfig(str(found.file("annotations.jsonl")), name="annotations", score_field=config.axis)
+        )
     if not wanted:
         raise ConfigError(
             "labels is empty: there is nothing to learn from",
@@ -90,6 +101,8 @@ def run(
         )
         file_weights = np.array([entry.weight for entry in wanted])
         scorer, report, cases = train(data, file_weights, config)
+        # A figure that the labels do not give (no source of low label, say) is null, not a number.
+        report = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in report.items()}
         scorer.save(draft.path / "scorer.npz")
         artifact.write_atomic(draft.path / "report.json", json.dumps(report, indent=1) + "\n")
         artifact.write_atomic(draft.path / "report.md", markdown(report))
@@ -127,11 +140,13 @@ def train(
     integers, scale = final.quantised()
     card = {
         "language": config.language,
+        "axis": config.axis,
         "trained_on": {name: int((data.file == file).sum()) for file, name in enumerate(data.file_names)},
         "num_features": final.num_kept,
-        "roc_auc_unseen_sources": report["roc_auc_unseen_sources"],
-        "spearman_labels": report["spearman_labels"],
     }
+    for figure in ("roc_auc_unseen_sources", "roc_auc_unseen_documents", "spearman_labels"):
+        if not math.isnan(report[figure]):
+            card[figure] = report[figure]
     scorer = Scorer(integers, scale, BIAS, config.fit.shrinkage, knots_raw, knots_score, card)
     report["scorer_bytes"] = len(scorer.to_bytes())
     report["num_features"] = final.num_kept
@@ -166,11 +181,12 @@ def calibrate(raw: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report for a person."""
-    lines = ["# Educational scorer: report", "", "Figures on documents whose source was held out.", ""]
+    lines = ["# Educational scorer: report", "", _HOW, ""]
     lines += ["| figure | value |", "|---|---|"]
     for key, value in report.items():
-        if isinstance(value, (int, float)):
-            lines.append(f"| {key} | {value:.4f} |" if isinstance(value, float) else f"| {key} | {value} |")
+        if value is None or isinstance(value, (int, float)):
+            shown = "not to be had from these labels" if value is None else value
+            lines.append(f"| {key} | {value:.4f} |" if isinstance(value, float) else f"| {key} | {shown} |")
     lines += ["", "## Folds", "", "| low sources held out | high | low | ROC AUC |", "|---|---|---|---|"]
     for fold in report["folds"]:
         names = ", ".join(fold["low_sources"])

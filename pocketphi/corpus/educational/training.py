@@ -36,6 +36,7 @@ class FitConfig:
     shrinkage: float = 20.0  # in words and pairs
     min_documents: int = 5
     min_groups: int = 4
+    min_files: int = 1
     min_cut_words: int = 30
     max_cut_words: int = 500
     cuts_per_document: int = 4
@@ -71,7 +72,7 @@ def fit(data: Labelled, documents: np.ndarray, file_weights: np.ndarray, config:
     """Fit on the given documents (indices into `data`); the same input gives the same weights."""
     random = np.random.default_rng(config.seed)
     owner_C, slots = _cuts(data, documents, config, random)
-    keep = _frequent(owner_C, slots, data.group, config)
+    keep = _frequent(owner_C, slots, data, config)
     number = np.cumsum(keep, dtype=np.int32) - 1
     num_kept = int(keep.sum())
     counts_C = np.array([len(s) for s in slots], dtype=np.float64) + config.shrinkage
@@ -122,26 +123,29 @@ def _cuts(
     return np.array(owners), slots
 
 
-def _frequent(
-    owner_C: np.ndarray, slots: list[np.ndarray], group_D: np.ndarray, config: FitConfig
-) -> np.ndarray:
-    """bool [2**bits]: slots in at least min_documents cuts of at least min_groups groups.
+def _frequent(owner_C: np.ndarray, slots: list[np.ndarray], data: Labelled, config: FitConfig) -> np.ndarray:
+    """bool [2**bits]: slots in at least min_documents cuts of at least min_groups groups and min_files files.
 
-    With fewer groups than that in the data (annotations of one source), all groups are asked for.
+    With fewer groups or files than that in the data (annotations of one source), half of them are asked for.
     """
-    documents = np.zeros(1 << config.bits, dtype=np.int32)
-    groups = np.zeros(1 << config.bits, dtype=np.int32)
-    group_C = group_D[owner_C]
-    present = np.unique(group_C)
-    for group in present:
-        chosen = np.flatnonzero(group_C == group)
-        within = np.zeros(1 << config.bits, dtype=np.int32)
-        for cut in chosen:
-            within[np.unique(slots[cut])] += 1
-        documents += within
-        groups += within > 0
-    needed = min(config.min_groups, max(1, len(present) // 2))
-    keep = (documents >= config.min_documents) & (groups >= needed)
+    size = 1 << config.bits
+    documents, groups, files = (np.zeros(size, dtype=np.int32) for _ in range(3))
+    group_C, file_C = data.group[owner_C], data.file[owner_C]
+    present, num_groups = np.unique(file_C), 0
+    for file in present:
+        of_file = np.zeros(size, dtype=bool)
+        for group in np.unique(group_C[file_C == file]):
+            within = np.zeros(size, dtype=np.int32)
+            for cut in np.flatnonzero((group_C == group) & (file_C == file)):
+                within[np.unique(slots[cut])] += 1
+            documents += within
+            groups += within > 0
+            of_file |= within > 0
+            num_groups += 1
+        files += of_file
+    keep = documents >= config.min_documents
+    keep &= groups >= min(config.min_groups, max(1, num_groups // 2))
+    keep &= files >= min(config.min_files, max(1, len(present) // 2))
     keep[_single_letters(config.bits)] = False
     return keep
 
