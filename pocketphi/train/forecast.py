@@ -116,8 +116,7 @@ def loop_plan(
 def _multiplied_out(
     config: LoopConfig, phases: Sequence[PhaseConfig], found: rehearsal.Measured, evaluated: int
 ) -> tuple[float, float]:
-    """Seconds and bytes of the run whose parts were measured. Load that others put on the machine while
-    it was rehearsed is taken out: it says nothing about the hours of the run."""
+    """Seconds and bytes of the run whose parts were measured."""
     seconds = found.start_s + evaluated * found.evaluate_token_s
     seconds += len(phases) * len(config.sample_prompts) * config.sample_tokens * found.sample_token_s
     checkpoints = 0.0
@@ -127,8 +126,7 @@ def _multiplied_out(
         # Once after so many tokens, and once when so many seconds have passed without.
         checkpoints += max(phase.tokens / every, steps / config.checkpoint_every_s) + 1
         seconds += steps
-    seconds += checkpoints * found.checkpoint_s
-    return seconds / found.busy, found.peak_memory_bytes
+    return seconds + checkpoints * found.checkpoint_s, found.peak_memory_bytes
 
 
 def _on_gpu(config: LoopConfig) -> bool:
