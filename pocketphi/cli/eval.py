@@ -37,6 +37,9 @@ def run(
     corpus: Annotated[
         Path | None, typer.Option(help="Corpus artifact, for the share of items seen in it.")
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Judge of MT-bench answers, http://host:port/v1#model-name.")
+    ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     out: OutOption = None,
@@ -55,6 +58,8 @@ def run(
         assignments.append(f"data_dir={tables.yaml_text(data)}")
     if limit is not None:
         assignments.append(f"limit={limit}")
+    if judge is not None:
+        assignments += tables.judge_settings(judge)
     config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
     inputs = {"model": model, "shards": shards, "corpus": corpus}
     found = evals.run(config, {k: v for k, v in inputs.items() if v is not None}, out=out)
@@ -84,6 +89,31 @@ def compare(
     else:
         typer.echo(comparing.text(found))
         typer.echo(f"\npage: {found.path / 'index.html'}", err=True)
+
+
+@app.command()
+def judge(
+    a: Annotated[Path, typer.Argument(help="Evaluation with MT-bench answers.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    url: Annotated[str | None, typer.Option(help="Judge's endpoint, http://host:port/v1#model-name.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with MT-bench's judge prompts.")] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a judge compare two models' MT-bench answers, each pair in both orders."""
+    from pocketphi.evals import pairwise, tables
+    from pocketphi.evals.judge import JudgeConfig
+
+    assignments = list(settings or [])
+    if url is not None:
+        assignments += tables.judge_settings(url)
+    if data is not None:
+        assignments.append(f"data_dir={tables.yaml_text(data)}")
+    config = stage_config(JudgeConfig, "judge", recipe, assignments)
+    found = pairwise.run(config, {"a": a, "b": b}, out=out)
+    print_figures(pairwise.read(found), as_json=as_json)
 
 
 @app.command()

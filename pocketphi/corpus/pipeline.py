@@ -24,7 +24,7 @@ from pocketphi.core.errors import DataError
 from pocketphi.corpus import exact_duplicates, near_duplicates, readers, repeated_lines, verdicts
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
-from pocketphi.corpus.engines import local
+from pocketphi.corpus.engines import run_chunks
 from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
 from pocketphi.corpus.rules import bounds_for, rules
 from pocketphi.corpus.statistics import Statistics, mixture_warnings
@@ -103,7 +103,7 @@ def source_identity(config: CorpusConfig) -> list[str]:
 
             digest.update(sys.version.encode())
             continue
-        for path, name in readers.files_of(source):
+        for path, name in readers.files_of(source) or readers.local_dataset(source):
             stat = path.stat()
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         roots.append(source.path)
@@ -155,7 +155,7 @@ def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
                 else:
                     keep(summary)
 
-        for summary in local.run_chunks(config, folders, open_chunks()):
+        for summary in run_chunks(config, folders, open_chunks()):
             keep(summary)
             bar.advance(summary["documents_in"], failed=failed)
     if not found:

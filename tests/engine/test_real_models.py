@@ -75,3 +75,14 @@ def test_smollm2_vocabulary_and_stops(smollm2: Path) -> None:
         result = model.chat([{"role": "user", "content": "Say only the word yes."}], max_new_tokens=8)
         assert "yes" in result.text.lower()
         assert result.finish_reason == "stop"
+
+
+def test_files_of_other_vocabularies_are_not_called_phi3(smollm2: Path) -> None:
+    """llama.cpp takes a name with "phi3" for a promise of Phi-3's tokens, and refuses the file without them."""
+    from pocketphi import quant, tokenizer
+    from pocketphi.engine.weights import open_weights
+    from pocketphi.quant.model_file import metadata
+
+    config = quant.QuantConfig(type="q8_0", method="rtn", name="my Phi-3 mini")
+    keys = metadata(config, open_weights(smollm2).config, tokenizer.load(smollm2), {})
+    assert keys["general.name"] == "my phi 3 mini" and keys["general.architecture"] == "phi3"

@@ -16,10 +16,10 @@ from pocketphi import engine
 
 from .tiny import llama_gguf, llama_model, random_ids
 
-COUNT = int(os.environ.get("POCKETPHI_MUTATIONS", "200"))
+COUNT = int(os.environ.get("POCKETPHI_MUTATIONS", "160"))
 """Damaged copies for each of the two runtimes; the nightly length is 1000 and more."""
 
-TURNS = int(os.environ.get("POCKETPHI_SOAK_TURNS", "400"))
+TURNS = int(os.environ.get("POCKETPHI_SOAK_TURNS", "200"))
 """Turns of the soak; the nightly length is 10000."""
 
 

@@ -69,10 +69,18 @@ struct LinearCall {
   int epilogue;
 };
 
-// Keys and values of one head for kChunk consecutive positions:
-// keys [position / 16][channel][16 positions], values [position][channel], and for 8-bit caches a float
-// scale for every key and every value. Channels are padded to a multiple of 16.
+// Keys and values of one head for kChunk consecutive positions. Channels are padded to a multiple of 16.
+// Floats: keys [position / 16][channel][16 positions], values [position][channel].
+// 8 bits: keys [position / 16][channel / 2][16 positions][2], values [position / 2][channel][2], and a float
+// scale for every key and every value: pairs lie as the multiply-add of 16-bit pairs wants them.
 constexpr int kChunk = 256;
+inline size_t key_index(bool pairs, int padded_dim, int p, int d) {
+  const size_t block = size_t(p / 16) * size_t(padded_dim) * 16;
+  return block + (pairs ? size_t(d / 2) * 32 + size_t(p % 16) * 2 + size_t(d % 2) : size_t(d) * 16 + size_t(p % 16));
+}
+inline size_t value_index(bool pairs, int padded_dim, int p, int d) {
+  return pairs ? size_t(p / 2) * size_t(padded_dim) * 2 + size_t(d) * 2 + size_t(p % 2) : size_t(p) * size_t(padded_dim) + size_t(d);
+}
 constexpr int kMaxQueries = 32;
 
 struct AttendCall {
