@@ -1,23 +1,33 @@
 """Speed of the native core on a known shape, beside llama.cpp in the same minutes.
 
     python benchmarks/engine.py [--shape phi-3-mini] [--layers N] [--peer PYTHON] [--pairs 7] [--json]
+        [--neighbour] [--fresh] [--text-model FILE]
 
 Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that both
-engines read. `--peer` is the interpreter of an environment with llama-cpp-python. Runs alternate, ours then
-the peer's, with a probe of the memory's read rate and of the int8 inner loop before every pair; figures are
-medians with the smallest and largest. `--layers` cuts the model to fewer layers (tokens/s then are of the
-cut model; ratios keep their meaning). Peers run in a process of their own that is asleep meanwhile.
+engines read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
+may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their cache in our type (`--peer-cache same`, with flash attention,
+which they need for it) or as they do by default. Runs alternate, ours then each peer's, with a probe of the
+memory's read rate and of the int8 inner loop before every round; figures are medians with the smallest and
+largest, ratios medians of the ratios of a round. `--layers` cuts the model to fewer layers (tokens/s are
+of the cut model; ratios keep their meaning). Peers run in processes of their own, asleep meanwhile.
+
+--neighbour adds decoding beside one other process that keeps one CPU busy. --fresh starts both engines anew
+from a warm page cache: seconds to the first token, and the largest resident memory with the context filled.
+--text-model measures prompt lookup against plain decoding of the same model on copying prompts.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +49,8 @@ def write_model(path: Path, shape: str, layers: int | None) -> None:
     count = layers or count
     head_dim = hidden // heads
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=False)
+    part = path.with_suffix(".part")
+    writer = gguf.GGUFWriter(str(part), "llama", use_temp_file=False)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(hidden)
     writer.add_block_count(count)
@@ -84,98 +95,291 @@ def write_model(path: Path, shape: str, layers: int | None) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    part.replace(path)
 
 
-# The peer: a loop over standard input in its own interpreter.
-PEER = r"""
-import json, sys, time
-import numpy as np
-from llama_cpp import Llama
-path, threads, context, flash = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1"
-began = time.perf_counter()
-model = Llama(path, n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, n_ubatch=512,
-              flash_attn=flash, use_mmap=False, logits_all=False, verbose=False)
-print(json.dumps({"load_s": time.perf_counter() - began}), flush=True)
+# Either engine: a loop over standard input in its own interpreter.
+_LOOP = r"""
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+
 rng = np.random.default_rng(1)
+def timed(ids):
+    began = time.perf_counter()
+    feed(ids.tolist())
+    return time.perf_counter() - began
+
+print(json.dumps({"load_s": time.perf_counter() - began, "facts": facts}), flush=True)
 for line in sys.stdin:
     want = json.loads(line)
+    took = 0.0
     if want["what"] == "fill":
-        model.reset()
+        clear()
         if want["context"]:
-            model.eval(rng.integers(300, 3000, want["context"]).tolist())
-        took = 0.0
+            feed(rng.integers(300, 3000, want["context"]).tolist())
     elif want["what"] == "step":
-        times = []
-        for _ in range(want["repeats"]):
-            ids = rng.integers(300, 3000, want["tokens"]).tolist()
-            began = time.perf_counter()
-            model.eval(ids)
-            times.append(time.perf_counter() - began)
-        took = sum(times)
+        took = sum(timed(rng.integers(300, 3000, want["tokens"])) for _ in range(want["repeats"]))
     else:
-        model.reset()
-        ids = rng.integers(300, 3000, want["tokens"]).tolist()
-        began = time.perf_counter()
-        model.eval(ids)
-        took = time.perf_counter() - began
-    import resource
-    print(json.dumps({"s": took, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+        clear()
+        took = timed(rng.integers(300, 3000, want["tokens"]))
+    print(json.dumps({"s": took, "rss": peak()}), flush=True)
 """
 
+_PEER = (
+    r"""
+import json, sys, time
+began = time.perf_counter()
+import numpy as np
+from llama_cpp import Llama
+path, threads, context, cache = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+more = {"q8_0": {"type_k": 8, "type_v": 8, "flash_attn": True}, "f16": {}, "f16-flash": {"flash_attn": True}}[cache]
+model = Llama(path, n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, n_ubatch=512,
+              use_mmap=False, logits_all=False, verbose=False, **more)
+feed, clear, facts = model.eval, model.reset, {}
+"""
+    + _LOOP
+)
 
-class Peer:
-    """llama.cpp in its own process."""
+# ik_llama.cpp through the low-level interface of its package, with its run-time repacking.
+_IK = (
+    r"""
+import json, sys, time
+began = time.perf_counter()
+import numpy as np
+from ik_llama_cpp import _ctypes_api as C
+from ik_llama_cpp._internals import make_batch_range
+path, threads, context, cache = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+C.llama_backend_init()
+how = C.llama_model_default_params()
+how.use_mmap, how.repack_tensors = False, True
+model = C.llama_model_load_from_file(path.encode(), how)
+how = C.llama_context_default_params()
+how.n_ctx, how.n_batch, how.n_ubatch, how.n_threads, how.n_threads_batch = context, 512, 512, threads, threads
+how.flash_attn = cache != "f16"
+if cache == "q8_0":
+    how.type_k = how.type_v = 8
+state, at = C.llama_init_from_model(model, how), 0
+def clear():
+    global at
+    C.llama_kv_cache_clear(state)
+    at = 0
+def feed(ids):
+    global at
+    for begin in range(0, len(ids), 512):
+        piece = ids[begin : begin + 512]
+        batch = make_batch_range(piece, pos_start=at, logits_last=begin + 512 >= len(ids))
+        if C.llama_decode(state, batch):
+            sys.exit("llama_decode failed")
+        C.llama_batch_free(batch)
+        at += len(piece)
+    C.llama_get_logits_ith(state, -1)
+facts = {}
+"""
+    + _LOOP
+)
 
-    def __init__(self, python: str, model: Path, threads: int, context: int, flash: bool) -> None:
+_OURS = (
+    r"""
+import json, sys, time
+began = time.perf_counter()
+import numpy as np
+from pocketphi.engine import native
+from pocketphi.engine.backend import BackendOptions
+from pocketphi.engine.weights import open_weights
+path, threads, context, cache = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+backend = native.load(open_weights(path), BackendOptions(num_threads=threads, cache_type=cache))
+session = backend.new_session(context, "plain")
+facts = backend.describe()
+feed, clear = lambda ids: backend.forward(session, ids, "last"), lambda: session.truncate(0)
+"""
+    + _LOOP
+)
+
+
+class EngineEnded(Exception):
+    """An engine's process is gone; a peer that asserts must not end the benchmark."""
+
+
+class Runner:
+    """An engine in its own process."""
+
+    def __init__(self, python: str, program: str, model: Path, threads: int, cache: str) -> None:
         self.process = subprocess.Popen(
-            [python, "-c", PEER, str(model), str(threads), str(context), str(int(flash))],
+            [python, "-c", program, str(model), str(threads), str(CONTEXT), cache],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            # As models of the whole shape are computed; ours would take a cut one for a small model.
+            env={"POCKETPHI_ACTIVATIONS": "int8", **os.environ},
         )  # fmt: skip
-        self.load_s = self._read()["load_s"]
+        ready = self._read()
+        self.load_s, self.facts = ready["load_s"], ready["facts"]
         self.rss = 0
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("the peer process ended early")
+            raise EngineEnded(f"the process of {self.process.args[0]} ended with {self.process.wait()}")  # type: ignore[index]
         return json.loads(line)
 
     def __call__(self, **want: Any) -> float:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(want) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(want) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # reading says what became of it
         answer = self._read()
         self.rss = answer["rss"]
         return answer["s"]
 
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
-class Ours:
-    """The native core behind the same three requests."""
 
-    def __init__(self, model: Path, threads: int, context: int, cache_type: str) -> None:
+class Probe:
+    """What the machine gives right now, by a tiny model's threads: bytes read and int8 products per second."""
+
+    def __init__(self, threads: int) -> None:
         from pocketphi.engine import native
         from pocketphi.engine.backend import BackendOptions
-        from pocketphi.engine.weights import open_weights
+        from pocketphi.model.config import ModelConfig
 
+        config = ModelConfig(
+            vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+            num_key_value_heads=1, max_position_embeddings=32,
+        )  # fmt: skip
+        options = BackendOptions(num_threads=threads, cache_type="f32")
+        self.backend = native.NativeBackend(config, options, interleaved=False, tied=True)
+
+    def __call__(self) -> tuple[float, float]:
+        found = self.backend.probe(0.2)
+        return found["read_bytes_per_s"], found["int8_macs_per_s"]
+
+
+@contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """One other process at 100% of one CPU."""
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        time.sleep(0.3)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):8.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Comparison:
+    """Rounds of ours, then every peer, and what came of them."""
+
+    def __init__(self, ours: Runner, peers: dict[str, Runner], probe: Probe, pairs: int) -> None:
+        self.ours, self.peers, self.probe, self.pairs = ours, peers, probe, pairs
+        self.figures: dict[str, Any] = {}
+
+    def record(self, name: str, tokens: int, request: dict[str, Any], read_bytes: float = 0.0) -> None:
+        mine: list[float] = []
+        shares, probes = [], []
+        theirs: dict[str, list[float]] = {peer: [] for peer in self.peers}
+        for _ in range(self.pairs):
+            probes.append(self.probe())
+            mine.append(tokens / self.ours(**request))
+            if read_bytes:
+                shares.append(mine[-1] * read_bytes / probes[-1][0])
+            for peer in list(self.peers):
+                self.ask(peer, request, tokens, theirs)
+        read, macs = (statistics.median(p[i] for p in probes) for i in range(2))
+        found: dict[str, Any] = {"tokens_per_s": statistics.median(mine), "all": mine}
+        found |= {"read_bytes_per_s_probe": read, "int8_macs_per_s_probe": macs}
+        line = f"{name:28s} {spread(mine)} tok/s"
+        if shares:
+            found["share_of_read_rate"] = statistics.median(shares)
+            line += f", {100 * found['share_of_read_rate']:.0f} % of the read rate"
+        for peer, values in theirs.items():
+            if not values:
+                continue
+            ratio = statistics.median(a / b for a, b in zip(mine, values))
+            found[peer] = {"tokens_per_s": statistics.median(values), "ratio": ratio, "all": values}
+            line += f"; {peer} {spread(values)}, ratio {ratio:.2f}"
+        say(f"{line}; probe {read / 1e9:.1f} GB/s {macs / 1e9:.0f} GMAC/s")
+        self.figures[name] = found
+
+    def fill(self, context: int) -> None:
+        self.ours(what="fill", context=context)
+        for peer in list(self.peers):
+            self.ask(peer, {"what": "fill", "context": context}, 0, {peer: []})
+
+    def ask(self, peer: str, request: dict[str, Any], tokens: int, into: dict[str, list[float]]) -> None:
+        """Let one peer compute; a peer that ends is left out from then on, which is said."""
+        try:
+            took = self.peers[peer](**request)
+            into[peer].append(tokens / took if took else 0.0)
+        except EngineEnded as error:
+            say(f"{peer} is out: {error}")
+            del self.peers[peer]
+
+
+def fresh_starts(start: Callable[[], Runner], filled: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """Start anew three times: seconds to a first token; then the largest memory with a filled context."""
+    seconds = []
+    for n in range(3):
         began = time.perf_counter()
-        options = BackendOptions(num_threads=threads, cache_type=cache_type)  # type: ignore[arg-type]
-        self.backend = native.load(open_weights(model), options)
-        self.load_s = time.perf_counter() - began
-        self.session = self.backend.new_session(context, "plain")
-        self.rng = np.random.default_rng(1)
+        runner = start()
+        runner(what="prefill", tokens=16)
+        seconds.append(time.perf_counter() - began)
+        if n == 2:
+            runner(what="fill", context=filled)
+        rss = runner.rss
+        runner.close()
+    found = {"start_to_first_token_s": statistics.median(seconds), "peak_rss_bytes": rss, "filled": filled}
+    if facts:
+        needed = facts["weight_bytes"] + filled * facts["cache_bytes_per_token"]
+        found |= {"weights_and_cache_bytes": needed, "excess_bytes": rss - needed}
+    return found
 
-    def __call__(self, *, what: str, tokens: int = 0, context: int = 0, repeats: int = 1) -> float:
-        if what != "step":
-            self.session.truncate(0)
-            tokens, repeats = (context, 1) if what == "fill" else (tokens, 1)
-        took = 0.0
-        for _ in range(repeats if tokens else 0):
-            ids = self.rng.integers(300, 3000, tokens)
-            began = time.perf_counter()
-            self.backend.forward(self.session, ids, "last")
-            took += time.perf_counter() - began
-        return 0.0 if what == "fill" else took
+
+COPYING = (
+    "Repeat this text word for word: The quick brown fox jumps over the lazy dog near the old stone bridge, "
+    "while seven grey geese watch from the reeds and the miller counts his sacks of barley flour.",
+    "Correct only the spelling, keep everything else as it is: 'On Monday the comittee will recieve the anual "
+    "report of the museum, and on Tuesday the director will anwser questions from the public in the main hall.'",
+    "Give the list again with one change, apples become pears: apples 12, oranges 7, bananas 30, lemons 4, "
+    "grapes 18, cherries 55, plums 9, melons 2, peaches 11, figs 26.",
+)
+
+
+def lookup_gain(path: Path, threads: int, pairs: int) -> dict[str, float]:
+    """Prompt lookup against plain decoding of the same model, on prompts whose answer repeats them."""
+    from pocketphi import engine
+
+    gains = []
+    with engine.load(path, num_threads=threads) as model:
+        for prompt in COPYING:
+            talk, ratios = [{"role": "user", "content": prompt}], []
+            for _ in range(pairs):
+                plain = model.chat(talk, max_new_tokens=96, lookup=0)
+                quick = model.chat(talk, max_new_tokens=96)
+                if quick.tokens != plain.tokens:
+                    sys.exit("prompt lookup changed the text")
+                ratios.append(quick.decode_tokens_per_s / plain.decode_tokens_per_s)
+            gains.append(statistics.median(ratios))
+            share = quick.accepted_tokens / max(1, quick.drafted_tokens)
+            say(
+                f"prompt lookup: {len(plain.tokens)} tokens, {gains[-1]:.2f} times the speed, "
+                f"{100 * share:.0f} % of {quick.drafted_tokens} guesses right, same text"
+            )
+    return {"lookup_gain_median": statistics.median(gains), "lookup_gain_least": min(gains)}
 
 
 def main() -> None:
@@ -185,84 +389,92 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="phi-3-mini")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--model", type=Path, default=None, help="where the GGUF file is or goes")
-    parser.add_argument("--peer", help="python with llama-cpp-python")
-    parser.add_argument("--peer-flash", action="store_true")
+    parser.add_argument("--peer", action="append", default=[], metavar="[NAME=]PYTHON")
+    parser.add_argument("--peer-cache", nargs="*", default=["same"], choices=["same", "f16", "f16-flash"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048])
     parser.add_argument("--contexts", type=int, nargs="*", default=[16, 1024, 3500])
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 8])
-    parser.add_argument("--repeats", type=int, default=16, help="steps timed at a time")
-    parser.add_argument("--cache", default="q8_0")
+    parser.add_argument("--repeats", type=int, default=8, help="steps timed at a time")
+    parser.add_argument("--cache", default="q8_0", help="our cache of keys and values")
+    parser.add_argument("--neighbour", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--text-model", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-
     model = options.model or Path(f"/tmp/{options.shape}-{options.layers or 'all'}-q4_0.gguf")
     if not model.exists():
         write_model(model, options.shape, options.layers)
-    ours = Ours(model, options.threads, CONTEXT, options.cache)
-    peer = Peer(options.peer, model, options.threads, CONTEXT, options.peer_flash) if options.peer else None
-    facts = ours.backend.describe()
-    figures: dict[str, Any] = {
-        "shape": options.shape,
-        "layers": options.layers,
-        "pairs": options.pairs,
-        **facts,
-    }
-    figures |= {"load_s": ours.load_s, "peer_load_s": peer.load_s if peer else None}
 
-    def record(name: str, tokens: int, request: dict[str, Any], read_bytes: float = 0.0) -> None:
-        mine, theirs, probes, shares = [], [], [], []
-        for _ in range(options.pairs):
-            probe = ours.backend.probe(0.2)
-            probes.append((probe["read_bytes_per_s"], probe["int8_macs_per_s"]))
-            mine.append(tokens / ours(**request))
-            if read_bytes:
-                shares.append(mine[-1] * read_bytes / probe["read_bytes_per_s"])
-            if peer:
-                theirs.append(tokens / peer(**request))
-        median = statistics.median
-        figures[f"{name}_tokens_per_s"] = median(mine)
-        figures[f"{name}_read_bytes_per_s_probe"] = median(p[0] for p in probes)
-        figures[f"{name}_int8_macs_per_s_probe"] = median(p[1] for p in probes)
-        line = f"{name:24s} {median(mine):8.2f} ({min(mine):.2f}-{max(mine):.2f}) tok/s"
-        if shares:
-            figures[f"{name}_share_of_bandwidth"] = median(shares)
-            line += f", {100 * median(shares):.0f} % of the read rate"
-        if theirs:
-            ratio = median(a / b for a, b in zip(mine, theirs))
-            figures[f"{name}_peer_tokens_per_s"] = median(theirs)
-            figures[f"{name}_ratio"] = ratio
-            line += (
-                f"; llama.cpp {median(theirs):8.2f} ({min(theirs):.2f}-{max(theirs):.2f}), ratio {ratio:.2f}"
+    def start_ours() -> Runner:
+        return Runner(sys.executable, _OURS, model, options.threads, options.cache)
+
+    starts: dict[str, Callable[[], Runner]] = {}
+    for peer in options.peer:
+        name, _, python = peer.rpartition("=")
+        for cache in options.peer_cache:
+            kind = options.cache if cache == "same" else cache
+            program = _IK if name.startswith("ik") else _PEER
+            starts[f"{name or 'llama.cpp'} {kind}"] = functools.partial(
+                Runner, python, program, model, options.threads, kind
             )
-        line += f"; probe {median(p[0] for p in probes) / 1e9:.1f} GB/s {median(p[1] for p in probes) / 1e9:.0f} GMAC/s"
-        print(line, file=sys.stderr, flush=True)
-
-    for tokens in options.prefill:
-        record(f"prefill_{tokens}", tokens, {"what": "prefill", "tokens": tokens})
-    for context in options.contexts:
-        ours(what="fill", context=context)
-        if peer:
-            peer(what="fill", context=context)
-        for step in options.steps if context == options.contexts[0] else options.steps[:1]:
-            request = {"what": "step", "tokens": step, "repeats": options.repeats}
-            bytes_read = facts["read_bytes_per_token"] + context * facts["cache_bytes_per_token"]
-            name = f"decode_at_{context}" + (f"_step_{step}" if step > 1 else "")
-            record(name, step * options.repeats, request, bytes_read if step == 1 else 0.0)
-            if options.pairs * options.repeats * step + context > CONTEXT - 64:
-                ours(what="fill", context=context)
-                if peer:
-                    peer(what="fill", context=context)
-    import resource
-
-    figures["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    figures["peer_peak_rss_bytes"] = peer.rss if peer else None
-    print(f"peak memory {figures['peak_rss_bytes'] / 1e9:.2f} GB, peer {(peer.rss if peer else 0) / 1e9:.2f} GB",
-          file=sys.stderr)  # fmt: skip
+    figures: dict[str, Any] = {"shape": options.shape, "layers": options.layers, "pairs": options.pairs}
+    if options.fresh:
+        first = start_ours()
+        facts = first.facts
+        first.close()
+        for name, start in {"ours": start_ours, **starts}.items():
+            try:
+                found = fresh_starts(start, max(options.contexts), facts if name == "ours" else {})
+            except EngineEnded as error:
+                say(f"{name} is out: {error}")
+                continue
+            figures[f"fresh {name}"] = found
+            say(f"{name}: " + ", ".join(f"{k} {v:.2f}" if k.endswith("_s") else f"{k} {v:,}"
+                                       for k, v in found.items()))  # fmt: skip
+    if options.prefill or options.contexts:
+        comparison = Comparison(
+            start_ours(),
+            {name: start() for name, start in starts.items()},
+            Probe(options.threads),
+            options.pairs,
+        )
+        facts = comparison.ours.facts
+        figures |= facts
+        for tokens in options.prefill:
+            comparison.record(f"prefill_{tokens}", tokens, {"what": "prefill", "tokens": tokens})
+        for context in options.contexts:
+            first_context = context == options.contexts[0]
+            rounds = [(step, False) for step in (options.steps if first_context else options.steps[:1])]
+            if options.neighbour and first_context:
+                rounds.append((options.steps[0], True))
+            for step, busy in rounds:
+                comparison.fill(context)
+                request = {"what": "step", "tokens": step, "repeats": options.repeats}
+                bytes_read = facts["read_bytes_per_token"] + context * facts["cache_bytes_per_token"]
+                name = f"decode_at_{context}" + (f"_step_{step}" if step > 1 else "")
+                name += "_busy_neighbour" if busy else ""
+                alone = 0.0 if step > 1 or busy else bytes_read
+                if busy:
+                    with busy_neighbour():
+                        comparison.record(name, step * options.repeats, request, alone)
+                    quiet = comparison.figures[f"decode_at_{context}"]["tokens_per_s"]
+                    kept = comparison.figures[name]["tokens_per_s"] / quiet
+                    say(f"beside a busy neighbour ours keeps {100 * kept:.0f} % of its speed")
+                else:
+                    comparison.record(name, step * options.repeats, request, alone)
+        for runner in (comparison.ours, *comparison.peers.values()):
+            runner.close()
+        figures |= comparison.figures
+    if options.text_model:
+        figures |= lookup_gain(options.text_model, options.threads, options.pairs)
     if options.json:
         print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EngineEnded as ended:
+        sys.exit(str(ended))

@@ -7,7 +7,9 @@ latter is dequantised, and its grid is hidden by rescaling channels in a way tha
 it is (norm gains go into the matrices after them; v against o and up against down get random factors).
 DIR holds corpus/*.jsonl.zst. `--llama-cpp` names a Python that has llama-cpp-python; its quantiser then
 makes Q4_0, Q4_K_S and Q4_K_M from the same 16-bit file. Every file is compared with the float model on
-the same windows of text that no calibration has seen. Prints a table and, with --json, the figures.
+the same windows of text that no calibration has seen. With `--llama-cpp` our files are also loaded by
+llama.cpp, and its greedy continuation of 20 beginnings is compared with ours, 64 tokens each. Prints a
+table and, with --json, the figures.
 """
 
 from __future__ import annotations
@@ -127,6 +129,58 @@ def logits_of(path: Path, reference: Weights) -> fidelity.Logits:
     return logits
 
 
+GREEDY = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama, llama_get_logits_ith
+model = Llama(sys.argv[1], n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=False, verbose=False)
+for line in sys.stdin:
+    want = json.loads(line)
+    model.reset()
+    model.eval(want["ids"])
+    said = []
+    for _ in range(want["count"]):
+        logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (model.n_vocab(),))
+        said.append(int(np.argmax(logits)))
+        model.eval(said[-1:])
+    print(json.dumps(said), flush=True)
+"""
+
+
+def agreement(
+    python: str, path: Path, prompts: list[list[int]], count: int = 64, tie: float = 0.5
+) -> dict[str, Any]:
+    """Greedy decoding of one file by llama.cpp and by us.
+
+    Where the two part, the gap between our two best logits tells a tie that rounding decided (both round
+    activations to 8 bits, in another order) from a mistake: `widest_gap` is the largest such gap, in units
+    of the logits' standard deviation; `ties` counts the partings with a gap below `tie` of it.
+    """
+    lines = "".join(json.dumps({"ids": ids, "count": count}) + "\n" for ids in prompts)
+    done = subprocess.run(
+        [python, "-c", GREEDY, str(path)], input=lines, capture_output=True, text=True, check=True
+    )
+    theirs = [json.loads(line) for line in done.stdout.splitlines()]
+    same, ties, gaps, prefixes = 0, 0, [], []
+    with engine.load(path, context_length=512) as model:
+        for ids, other in zip(prompts, theirs, strict=True):
+            ours = model.generate(ids, max_new_tokens=count, stop_ids=[], lookup=0).tokens
+            if ours == other:
+                same += 1
+                prefixes.append(count)
+                continue
+            at = next(n for n, (a, b) in enumerate(zip(ours, other)) if a != b)
+            row = model.logits([*ids, *ours[:at]])[-1]
+            gap = float((row[ours[at]] - row[other[at]]) / row.std())
+            gaps.append(gap)
+            ties += gap < tie
+            prefixes.append(at)
+    return {
+        "prompts": len(prompts), "identical": same, "partings_at_ties": ties, "widest_gap": max(gaps, default=0.0),
+        "mean_common_tokens": float(np.mean(prefixes)),
+    }  # fmt: skip
+
+
 def llama_cpp_files(python: str, f32: Path, out: Path) -> dict[str, Path]:
     """Let llama.cpp's quantiser make its types from our float file; return them by name."""
     made = {}
@@ -167,6 +221,9 @@ def main() -> None:
     reference = open_weights(folder)
     tokenizer = tokenizers.load(folder)
     windows, _ = texts.windows_from(evaluation, tokenizer, options.tokens, 512, heldout=True)
+    documents = [json.loads(line)["text"] for line in evaluation.open()]
+    step = max(1, len(documents) // 20)
+    beginnings = [tokenizer.encode(text, add_bos=tokenizer.add_bos)[:40] for text in documents[::step]][:20]
     float_model = torch_model(reference)
     cache: dict[tuple[int, ...], np.ndarray] = {}
 
@@ -213,6 +270,9 @@ def main() -> None:
         else:
             figures = fidelity.compare(float_logits, logits_of(path, reference), windows)
         report(name, path, figures, seconds)
+        if options.llama_cpp:
+            rows[-1]["llama_cpp_agreement"] = found = agreement(options.llama_cpp, path, beginnings)
+            print(f"    llama.cpp says the same: {found}", file=sys.stderr, flush=True)
     if options.llama_cpp:
         whole = quant.run(
             quant.QuantConfig(type="f32", method="rtn", fidelity_tokens=0),

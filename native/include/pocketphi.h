@@ -44,8 +44,9 @@ enum {
 enum { PP_CACHE_F32 = 0, PP_CACHE_F16 = 1, PP_CACHE_Q8 = 2 };
 enum { PP_ROPE_PLAIN = 0, PP_ROPE_SHORT = 1, PP_ROPE_LONG = 2 };
 enum { PP_WANT_NONE = 0, PP_WANT_LAST = 1, PP_WANT_ALL = 2 };
-/* How activations meet quantised weights: as int8 with a scale for every 32, or as float32. */
-enum { PP_ACTIVATIONS_INT8 = 0, PP_ACTIVATIONS_F32 = 1 };
+/* How activations meet quantised weights: as int8 with a scale for every 32 of them, as float32 (slow, for
+ * comparisons), or as 16 bits: two int8 numbers each, with the work of two tokens for one. */
+enum { PP_ACTIVATIONS_INT8 = 0, PP_ACTIVATIONS_F32 = 1, PP_ACTIVATIONS_INT16 = 2 };
 
 typedef struct pp_model pp_model;
 typedef struct pp_session pp_session;

@@ -23,11 +23,11 @@ int panel_of(int token, int tokens, int panels) {
 
 // Puts one row of activations into its panels.
 void write_panels(pp_model& m, const float* row, int cols, int token, int tokens, bool as_int, bool as_float) {
-  const int panels = num_panels(tokens), p = panel_of(token, tokens, panels);
+  const int panels = num_panels(tokens, m.places), p = panel_of(token, tokens, panels);
   const int first = panel_start(p, tokens, panels), count = panel_start(p + 1, tokens, panels) - first;
   if (as_int) {
-    const size_t token_bytes = size_t(cols / kGroup) * kRecordBytes;
-    m.kernels->quantize(row, cols, m.int_panels.data() + size_t(first) * token_bytes, token - first, count);
+    const size_t token_bytes = size_t(cols / kGroup) * kRecordBytes * size_t(m.places);
+    m.kernels->quantize(row, cols, m.int_panels.data() + size_t(first) * token_bytes, token - first, count, m.places);
   }
   if (as_float) {
     float* panel = m.float_panels.as<float>() + size_t(first) * cols + (token - first);
@@ -69,7 +69,7 @@ struct Product {
 
 // The prepared input times every matrix. Tiles of all of them are one job.
 void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, size_t out_stride, int epilogue) {
-  const int panels = num_panels(tokens);
+  const int panels = num_panels(tokens, m.places);
   size_t bytes = 0;
   int tiles = 0;
   for (const Product& p : products) {
@@ -88,6 +88,7 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
     call.float_panels = w.pack <= kPackBF16 || m.float_activations;
     call.panels = call.float_panels ? m.float_panels.data() : m.int_panels.data();
     call.num_tokens = tokens;
+    call.places = m.places;
     call.panel_begin = 0;
     call.panel_end = panels;
     call.out = p.out;
@@ -359,7 +360,7 @@ bool grow_working(pp_model& m, int tokens) {
       !m.mixed.allocate(n * m.attention_width() * 4 + 256, false) ||
       !m.hidden.allocate(n * c.intermediate_size * 4 + 256, false) ||
       !m.normed.allocate(threads * round_up(wide, 16) * 4 + 256, false) ||
-      !m.int_panels.allocate(n * (wide / kGroup + 1) * kRecordBytes + 256, false) ||
+      !m.int_panels.allocate(n * (wide / kGroup + 1) * kRecordBytes * size_t(m.places) + 256, false) ||
       !m.float_panels.allocate(n * wide * 4 + 256, false) ||
       !m.logits.allocate(head_rows * round_up(size_t(c.vocab_size), 32) * 4 + 256, false) ||
       !m.cosines.allocate(n * c.head_dim * 2 + 256, false) || !m.sines.allocate(n * c.head_dim * 2 + 256, false) ||

@@ -163,7 +163,9 @@ bool model_init(pp_model& model, const pp_config& config, const pp_options* opti
   model.cache_type = o.cache_type;
   if (!check_size("max_batch_tokens", o.max_batch_tokens, 0, 1 << 16)) return false;
   model.max_batch_tokens = o.max_batch_tokens ? o.max_batch_tokens : 256;
+  if (o.activations < 0 || o.activations > PP_ACTIVATIONS_INT16) return fail("unknown activations %d", o.activations);
   model.float_activations = o.activations == PP_ACTIVATIONS_F32;
+  model.places = o.activations == PP_ACTIVATIONS_INT16 ? 2 : 1;
   model.kernels = select_kernels(o.kernels);
   if (!model.kernels) return false;
   if (!check_size("num_threads", o.num_threads, 0, 256)) return false;

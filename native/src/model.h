@@ -36,6 +36,7 @@ struct pp_model {
   int cache_type = PP_CACHE_F16;
   int max_batch_tokens = 256;
   bool float_activations = false;
+  int places = 1;  // of a token in a panel: 2 for activations of 16 bits
   bool finished = false;
   const pp::Kernels* kernels = nullptr;
   pp::Threads threads;

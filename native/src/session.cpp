@@ -8,7 +8,7 @@
 namespace pp {
 namespace {
 
-constexpr char kMagic[8] = {'P', 'P', 'S', 'T', 'A', 'T', 'E', '1'};
+constexpr char kMagic[8] = {'P', 'P', 'S', 'T', 'A', 'T', 'E', '2'};
 
 struct Header {
   char magic[8];
@@ -44,15 +44,16 @@ size_t position_bytes(const pp_model& m) {
 template <class T>
 void copy_position(const pp_model& m, uint8_t* unit, int p, uint8_t* bytes, bool out) {
   const int dim = m.config.head_dim, padded = m.padded_dim;
-  auto* keys = reinterpret_cast<T*>(unit) + size_t(p / 16) * padded * 16 + p % 16;
-  auto* values = reinterpret_cast<T*>(unit + m.key_bytes) + size_t(p) * padded;
-  auto* saved = reinterpret_cast<T*>(bytes);
+  constexpr bool pairs = sizeof(T) == 1;
+  auto* keys = reinterpret_cast<T*>(unit);
+  auto* values = reinterpret_cast<T*>(unit + m.key_bytes);
   for (int d = 0; d < dim; ++d) {
-    if (out) memcpy(saved + d, keys + 16 * d, sizeof(T));
-    else memcpy(keys + 16 * d, saved + d, sizeof(T));
+    uint8_t *key = bytes + size_t(d) * sizeof(T), *value = bytes + size_t(dim + d) * sizeof(T);
+    T* k = keys + key_index(pairs, padded, p, d);
+    T* v = values + value_index(pairs, padded, p, d);
+    memcpy(out ? static_cast<void*>(key) : k, out ? static_cast<void*>(k) : key, sizeof(T));
+    memcpy(out ? static_cast<void*>(value) : v, out ? static_cast<void*>(v) : value, sizeof(T));
   }
-  if (out) memcpy(saved + dim, values, size_t(dim) * sizeof(T));
-  else memcpy(values, saved + dim, size_t(dim) * sizeof(T));
   if (m.cache_type != PP_CACHE_Q8) return;
   auto* scales = reinterpret_cast<float*>(unit + 2 * m.key_bytes);
   uint8_t* saved_scales = bytes + 2 * size_t(dim) * sizeof(T);
@@ -146,10 +147,10 @@ int pp_session_rotate(pp_session* session, int32_t rope_set) {
       for (int head = 0; head < m.config.num_kv_heads; ++head) {
         uint8_t* unit = session->keys(layer, position / kChunk, head);
         const int p = position % kChunk;
-        const size_t key_at = size_t(p / 16) * m.padded_dim * 16 + size_t(p % 16), value_at = size_t(p) * m.padded_dim;
+        const bool pairs = m.cache_type == PP_CACHE_Q8;
         auto* scales = reinterpret_cast<float*>(unit + 2 * m.key_bytes);
         for (int d = 0; d < dim; ++d) {
-          const size_t k = key_at + 16 * size_t(d), v = value_at + size_t(d);
+          const size_t k = key_index(pairs, m.padded_dim, p, d), v = value_index(pairs, m.padded_dim, p, d);
           if (m.cache_type == PP_CACHE_F32) {
             key[size_t(d)] = reinterpret_cast<float*>(unit)[k];
             value[size_t(d)] = reinterpret_cast<float*>(unit + m.key_bytes)[v];

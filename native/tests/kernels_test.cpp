@@ -81,24 +81,26 @@ struct Panels {
   std::vector<uint8_t> ints;
   std::vector<float> floats;
 };
-Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, int cols) {
+Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, int cols, int places = 1) {
   Panels out;
-  out.ints.resize(size_t(tokens) * size_t(cols / kGroup + 1) * kRecordBytes);
+  out.ints.resize(size_t(tokens * places) * size_t(cols / kGroup + 1) * kRecordBytes);
   out.floats.resize(size_t(tokens) * size_t(cols));
-  const int panels = num_panels(tokens);
+  const int panels = num_panels(tokens, places);
   for (int b = 0; b < panels; ++b) {
     const int first = panel_start(b, tokens, panels), count = panel_start(b + 1, tokens, panels) - first;
     for (int t = 0; t < count; ++t) {
       const float* row = x.data() + size_t(first + t) * size_t(cols);
       if (cols % kGroup == 0)
-        k.quantize(row, cols, out.ints.data() + size_t(first) * size_t(cols / kGroup) * kRecordBytes, t, count);
+        k.quantize(row, cols, out.ints.data() + size_t(first * places) * size_t(cols / kGroup) * kRecordBytes, t, count,
+                   places);
       for (int i = 0; i < cols; ++i) out.floats[size_t(first) * cols + size_t(i) * count + t] = row[i];
     }
   }
   return out;
 }
 
-LinearCall linear_call(const Matrix& w, const Panels& panels, int tokens, bool as_float, float* out, size_t stride) {
+LinearCall linear_call(const Matrix& w, const Panels& panels, int tokens, bool as_float, float* out, size_t stride,
+                       int places = 1) {
   LinearCall call;
   call.tiles = w.tiles.data();
   call.tile_bytes = w.bytes_of_tile();
@@ -110,8 +112,9 @@ LinearCall linear_call(const Matrix& w, const Panels& panels, int tokens, bool a
   call.float_panels = as_float || w.pack <= kPackBF16;
   call.panels = call.float_panels ? reinterpret_cast<const uint8_t*>(panels.floats.data()) : panels.ints.data();
   call.num_tokens = tokens;
+  call.places = places;
   call.panel_begin = 0;
-  call.panel_end = num_panels(tokens);
+  call.panel_end = num_panels(tokens, places);
   call.out = out;
   call.out_stride = stride;
   call.epilogue = w.paired ? kSiluMul : kStore;
@@ -133,21 +136,24 @@ void test_linear(const Kernels& fast) {
         std::vector<float> x(size_t(tokens) * cols);
         for (auto& v : x) v = uniform() * 3;
         if (tokens == 2) std::memset(x.data(), 0, 64 * sizeof(float));  // a group of zeros
-        const Panels plain = make_panels(kernels_generic, x, tokens, cols), quick = make_panels(fast, x, tokens, cols);
-        check(plain.ints == quick.ints, fast.name, "quantize", tokens);
-        for (const bool as_float : {false, true}) {
-          const size_t stride = 128;
-          std::vector<float> a(stride * size_t(tokens), 1.0f), b(a);
-          kernels_generic.linear(linear_call(w, plain, tokens, as_float, a.data(), stride));
-          fast.linear(linear_call(w, plain, tokens, as_float, b.data(), stride));
-          check(same(a, b), fast.name, name, tokens, as_float);
-          // Alone or among others, a token's result is the same.
-          if (tokens == 7) {
-            const std::vector<float> one(x.begin() + 3 * cols, x.begin() + 4 * cols);
-            const Panels single = make_panels(fast, one, 1, cols);
-            std::vector<float> c(stride, 1.0f);
-            fast.linear(linear_call(w, single, 1, as_float, c.data(), stride));
-            check(std::memcmp(c.data(), b.data() + 3 * stride, stride * 4) == 0, fast.name, "one token among many", type);
+        for (const int places : {1, 2}) {
+          const Panels plain = make_panels(kernels_generic, x, tokens, cols, places);
+          const Panels quick = make_panels(fast, x, tokens, cols, places);
+          check(plain.ints == quick.ints, fast.name, "quantize", tokens, places);
+          for (const bool as_float : {false, true}) {
+            const size_t stride = 128;
+            std::vector<float> a(stride * size_t(tokens), 1.0f), b(a);
+            kernels_generic.linear(linear_call(w, plain, tokens, as_float, a.data(), stride, places));
+            fast.linear(linear_call(w, plain, tokens, as_float, b.data(), stride, places));
+            check(same(a, b), fast.name, name, tokens, as_float);
+            // Alone or among others, a token's result is the same.
+            if (tokens == 7) {
+              const std::vector<float> one(x.begin() + 3 * cols, x.begin() + 4 * cols);
+              const Panels single = make_panels(fast, one, 1, cols, places);
+              std::vector<float> c(stride, 1.0f);
+              fast.linear(linear_call(w, single, 1, as_float, c.data(), stride, places));
+              check(std::memcmp(c.data(), b.data() + 3 * stride, stride * 4) == 0, fast.name, "one token among many", type);
+            }
           }
         }
       }

@@ -11,7 +11,7 @@ from pocketphi.cli.chat import BackendOption, CacheOption, ContextOption, Thread
 from pocketphi.cli.common import JsonOption, print_figures
 from pocketphi.core.errors import UserError
 
-app = typer.Typer(help="Measure speed and memory of a model on this machine.")
+app = typer.Typer(add_completion=False, help="Measure speed and memory of a model on this machine.")
 
 
 @app.command()

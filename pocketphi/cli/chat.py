@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from pocketphi.cli.common import JsonOption, print_json
 from pocketphi.core.errors import UserError
 
-app = typer.Typer(help="Talk to a model, or answer one prompt.")
+app = typer.Typer(add_completion=False, help="Talk to a model, or answer one prompt.")
 
 ModelOption = Annotated[
     str | None,
@@ -67,6 +68,26 @@ def chat(
         int | None,
         typer.Option(min=0, help="Tokens guessed at a time by prompt lookup; same text. 0 is off."),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A smaller model with the same tokenizer that guesses ahead; same text."),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, help="Tokens the draft model guesses at a time.")] = 4,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="Answer in JSON that fulfils the schema in this file (llguidance).")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Answer by the Lark grammar in this file (llguidance).")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Answer what this regular expression matches (llguidance).")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=VALUE added to a token's logit; repeatable.")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(min=0, help="With --json: log-probabilities, and of this many best tokens.")
+    ] = None,
     threads: ThreadsOption = None,
     backend: BackendOption = "auto",
     cache_type: CacheOption = None,
@@ -79,10 +100,14 @@ def chat(
     started = time.perf_counter()
     if json and prompt is None and sys.stdin.isatty():
         raise UserError("--json prints the figures of one answer", hint="give the prompt with -p")
+    if logprobs is not None and not json:
+        raise UserError("--logprobs is printed with --json", hint="add --json")
     limit_blas_threads(threads)
     from pocketphi import engine
     from pocketphi.engine import console, measure
 
+    wanted = _grammar(json_schema, grammar, regex)
+    biases = _biases(logit_bias or [])
     path = engine.resolve(model)
     loaded = engine.load(
         path,
@@ -92,6 +117,14 @@ def chat(
         cache_type=cache_type,  # type: ignore[arg-type]
     )
     load_s = time.perf_counter() - started
+    drafter = None
+    if draft is not None:
+        drafter = engine.load(
+            engine.resolve(draft),
+            num_threads=threads,
+            backend=backend,  # type: ignore[arg-type]
+            cache_type=cache_type,  # type: ignore[arg-type]
+        )
     options: dict[str, Any] = {
         "max_new_tokens": max_tokens or min(512, loaded.context_length // 2),
         "temperature": temperature,
@@ -105,6 +138,11 @@ def chat(
         "context_policy": context_policy,
         "crossing": crossing,
         "lookup": lookup,
+        "draft": drafter,
+        "draft_tokens": draft_tokens,
+        "grammar": wanted,
+        "logit_bias": biases,
+        "logprobs": logprobs,
     }
     if prompt is None and sys.stdin.isatty():
         console.Console(loaded, options, system=system).run()
@@ -126,6 +164,37 @@ def chat(
         print(console.summary(result, loaded), file=sys.stderr)
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
+
+
+def _grammar(json_schema: Path | None, lark: Path | None, regex: str | None) -> Any:
+    """The grammar that was asked for, or None."""
+    from pocketphi.engine.grammar import Grammar
+
+    given = [x for x in (json_schema, lark, regex) if x is not None]
+    if len(given) > 1:
+        raise UserError("--json-schema, --grammar and --regex: give one of them")
+    if regex is not None:
+        return Grammar.regex(regex)
+    path = json_schema or lark
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the grammar cannot be read: {error}") from None
+    return Grammar.json_schema(text) if json_schema else Grammar.lark(text)
+
+
+def _biases(given: list[str]) -> dict[int, float]:
+    """`ID=VALUE` texts as a mapping. UserError for anything else."""
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            found[int(name)] = float(value)
+        except ValueError:
+            raise UserError(f"--logit-bias wants ID=VALUE, found '{text}'") from None
+    return found
 
 
 def limit_blas_threads(threads: int | None) -> None:

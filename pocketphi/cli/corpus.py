@@ -19,7 +19,7 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Filter, score and explain documents.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Filter, score and explain documents.", no_args_is_help=True)
 
 Inputs = Annotated[
     list[str] | None,
@@ -34,12 +34,19 @@ def build(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     out: OutOption = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local (processes of this machine) or ray; the output is the same.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster; default: Ray is started on this machine.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read, extract, score, deduplicate and judge documents; write a corpus artifact."""
     from pocketphi import corpus
 
-    built = corpus.run(_config(inputs, recipe, settings), {}, out=out)
+    chosen = [f"{key}={value}" for key, value in (("engine", engine), ("ray_address", ray_address)) if value]
+    built = corpus.run(_config(inputs, recipe, [*(settings or []), *chosen]), {}, out=out)
     print_figures({"path": str(built.path), "checksum": built.checksum, **built.counts}, as_json=as_json)
 
 
@@ -166,6 +173,102 @@ def train_scorer(
         return
     print(made.file("report.md").read_text(encoding="utf-8"))
     print_figures({"path": str(made.path), "checksum": made.checksum}, as_json=False)
+
+
+@app.command()
+def plan(
+    corpus_path: Annotated[Path, typer.Argument(metavar="CORPUS")],
+    recipe: RecipeOption = None,
+    tokens: Annotated[
+        list[str] | None, typer.Option(help="Tokens wanted of a phase: 1=2e9; default: the recipe's.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Share of a source in a phase: 1:textbook*=3; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how often each phase will read each source, and warn past four times."""
+    from dataclasses import asdict
+
+    from pocketphi.core import artifact
+    from pocketphi.corpus.mixture import corpus_plan
+
+    wanted, weights = _phases_of(recipe)
+    for entry in tokens or []:
+        phase, _, number = entry.partition("=")
+        wanted[_phase(phase, entry)] = int(_number(number, entry))
+    for entry in weight or []:
+        phase, _, rest = entry.partition(":")
+        pattern, _, number = rest.rpartition("=")
+        weights.setdefault(_phase(phase, entry), {})[pattern] = _number(number, entry)
+    plans = corpus_plan(artifact.load(corpus_path, kind="corpus", verify=False), wanted, weights)
+    if as_json:
+        print_json(
+            {f"phase{n}": [{**asdict(r), "warning": r.warning} for r in rows] for n, rows in plans.items()}
+        )
+        return
+    for index, rows in plans.items():
+        print(f"phase {index}: {sum(row.tokens_read for row in rows)} tokens")
+        print(f"  {'source':<28}{'tokens':>14}{'tokens read':>14}{'share':>8}{'epochs':>8}{'weight':>10}")
+        for row in rows:
+            print(
+                f"  {row.source:<28}{row.tokens:>14}{row.tokens_read:>14}{row.share:>8.1%}{row.epochs:>8.2f}"
+                f"{row.weight:>10.4g}"
+            )
+        for row in rows:
+            if row.warning:
+                print(f"warning: phase {index}: {row.warning}", file=sys.stderr)
+
+
+def _phases_of(recipe: Path | None) -> tuple[dict[int, int], dict[int, dict[str, float]]]:
+    """Tokens wanted and weights of the splits phase1 and phase2, as the recipe's training names them."""
+    from pocketphi.core import config as configuration
+
+    wanted: dict[int, int] = {}
+    weights: dict[int, dict[str, float]] = {}
+    tree = (configuration.load_yaml(recipe).get("train") or {}) if recipe is not None else {}
+    for phase in tree.get("phases") or []:
+        number = {"phase1": 1, "phase2": 2}.get(phase.get("split", "phase1"))
+        if number is not None:
+            wanted[number] = wanted.get(number, 0) + int(phase["tokens"])
+            weights.setdefault(number, dict(phase.get("mixture") or {}))
+    return wanted, {number: found for number, found in weights.items() if found}
+
+
+def _phase(text: str, entry: str) -> int:
+    if text not in ("1", "2"):
+        raise typer.BadParameter(f"'{entry}': phases are 1 and 2")
+    return int(text)
+
+
+def _number(text: str, entry: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{entry}': '{text}' is not a number") from None
+
+
+@app.command()
+def browse(
+    corpus_path: Annotated[Path, typer.Argument(metavar="CORPUS")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; default: CORPUS.html beside the corpus.")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(min=2, help="Documents to show, beside those near the borders.")
+    ] = 400,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an offline page: kept and rejected documents side by side, thresholds to move."""
+    from pocketphi.corpus.browse import write_page
+
+    out = out or corpus_path.resolve().with_name(corpus_path.resolve().name + ".html")
+    print_figures(write_page(corpus_path, out, num_documents=documents), as_json=as_json)
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
 
 
 def _config(inputs: list[str] | None, recipe: Path | None, settings: list[str] | None) -> Any:

@@ -12,7 +12,7 @@ from pocketphi import __version__
 from pocketphi.cli.common import JsonOption, print_json
 from pocketphi.core import machine
 
-app = typer.Typer(help="Show what this machine has and what it can run.")
+app = typer.Typer(add_completion=False, help="Show what this machine has and what it can run.")
 
 # What each optional package is for; the name is the distribution's.
 _OPTIONAL = {

@@ -17,7 +17,9 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(help="Score a model on benchmarks; compare two scores.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Score a model on benchmarks; compare two scores.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -34,6 +36,9 @@ def run(
     shards: Annotated[Path | None, typer.Option(help="Shards artifact, for bits per byte.")] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Corpus artifact, for the share of items seen in it.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Judge of MT-bench answers, http://host:port/v1#model-name.")
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
@@ -53,6 +58,8 @@ def run(
         assignments.append(f"data_dir={tables.yaml_text(data)}")
     if limit is not None:
         assignments.append(f"limit={limit}")
+    if judge is not None:
+        assignments += tables.judge_settings(judge)
     config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
     inputs = {"model": model, "shards": shards, "corpus": corpus}
     found = evals.run(config, {k: v for k, v in inputs.items() if v is not None}, out=out)
@@ -61,6 +68,52 @@ def run(
     else:
         typer.echo(tables.text(found))
         typer.echo(f"\nrecords: {found.path}", err=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Evaluation that is subtracted.")],
+    b: Annotated[Path, typer.Argument(help="Evaluation that it is subtracted from.")],
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Paired differences B - A with intervals; refuses what is not comparable, and draws a page."""
+    from pocketphi.evals import compare as comparing
+
+    config = stage_config(comparing.CompareConfig, "compare", recipe, list(settings or []))
+    found = comparing.run(config, {"a": a, "b": b}, out=out)
+    if as_json:
+        print_json(comparing.flat(found))
+    else:
+        typer.echo(comparing.text(found))
+        typer.echo(f"\npage: {found.path / 'index.html'}", err=True)
+
+
+@app.command()
+def judge(
+    a: Annotated[Path, typer.Argument(help="Evaluation with MT-bench answers.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    url: Annotated[str | None, typer.Option(help="Judge's endpoint, http://host:port/v1#model-name.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with MT-bench's judge prompts.")] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a judge compare two models' MT-bench answers, each pair in both orders."""
+    from pocketphi.evals import pairwise, tables
+    from pocketphi.evals.judge import JudgeConfig
+
+    assignments = list(settings or [])
+    if url is not None:
+        assignments += tables.judge_settings(url)
+    if data is not None:
+        assignments.append(f"data_dir={tables.yaml_text(data)}")
+    config = stage_config(JudgeConfig, "judge", recipe, assignments)
+    found = pairwise.run(config, {"a": a, "b": b}, out=out)
+    print_figures(pairwise.read(found), as_json=as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, print_json
 
-app = typer.Typer(help="List the models on this machine.")
+app = typer.Typer(add_completion=False, help="List the models on this machine.")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, print_figures
 
-app = typer.Typer(help="Measure how well a model predicts a text.")
+app = typer.Typer(add_completion=False, help="Measure how well a model predicts a text.")
 
 
 @app.command()

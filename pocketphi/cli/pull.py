@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, print_json
 
-app = typer.Typer(help="Download a model from the Hub.")
+app = typer.Typer(add_completion=False, help="Download a model from the Hub.")
 
 
 @app.command()

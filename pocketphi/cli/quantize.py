@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption, print_figures, stage_config
 
-app = typer.Typer(help="Write a 4-bit or 8-bit GGUF file.")
+app = typer.Typer(add_completion=False, help="Write a 4-bit or 8-bit GGUF file.")
 
 
 @app.command()

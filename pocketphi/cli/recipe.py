@@ -9,7 +9,9 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, SetOption, print_json
 
-app = typer.Typer(help="Run, plan or show a whole recipe, from pages to chat.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Run, plan or show a whole recipe, from pages to chat.", no_args_is_help=True
+)
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, for example recipes/nano.yaml.")]
 
 

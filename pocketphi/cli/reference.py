@@ -63,9 +63,9 @@ def _row(parameter: click.Parameter) -> str:
         assert isinstance(parameter, click.Option)
         name, text = ", ".join([*parameter.opts, *parameter.secondary_opts]), parameter.help or ""
         shown = parameter.default
-        default = (
-            "" if shown in (None, False, (), []) or callable(shown) or "UNSET" in str(shown) else str(shown)
-        )
+        # 0 is a default worth showing, and equal to False.
+        nothing = shown is None or shown is False or shown == () or shown == []
+        default = "" if nothing or callable(shown) or "UNSET" in str(shown) else str(shown)
     return f"| `{name}` | {default} | {' '.join(text.split())} |".replace("|  |", "| |")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption, print_figures, stage_config
 
-app = typer.Typer(help="Draw the offline HTML page of a run.")
+app = typer.Typer(add_completion=False, help="Draw the offline HTML page of a run.")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption, print_figures, stage_config
 
-app = typer.Typer(help="Fine-tune a model on chat data.")
+app = typer.Typer(add_completion=False, help="Fine-tune a model on chat data.")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import typer
 
 from pocketphi.cli.common import JsonOption, OutOption, RecipeOption, SetOption, print_figures, stage_config
 
-app = typer.Typer(help="Make definitions, questions and arithmetic from seeds.")
+app = typer.Typer(add_completion=False, help="Make definitions, questions and arithmetic from seeds.")
 
 
 @app.command()

@@ -18,7 +18,9 @@ from pocketphi.cli.common import (
     stage_config,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Train a tokenizer; encode text; write token shards.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Train a tokenizer; encode text; write token shards."
+)
 
 
 @app.command()

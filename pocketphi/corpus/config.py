@@ -8,6 +8,7 @@ from typing import Literal
 
 from pocketphi.core.errors import ConfigError
 
+Engine = Literal["local", "ray"]
 Quality = Literal["web", "textbook", "encyclopedia", "docs", "book", "news", "story", "howto"]
 
 PYTHON_DOCS = "python-docs"
@@ -34,7 +35,7 @@ class InputConfig:
     `quality` says what kind of text it is: "web" meets every rule, the others are curated and meet
     only the rules that hold for any text. `max_documents` takes that many, spread evenly over the
     source. `phases` are the training phases that its documents may enter. `epochs` says how often
-    a phase reads it.
+    a phase is to read it: `phi corpus plan` turns that into weights of the trainer's mixture.
     """
 
     path: str
@@ -93,6 +94,9 @@ class CorpusConfig:
     replace_pii: bool = True
     near_duplicates: bool = True
     near_duplicate_jaccard: float = 0.8
+    repeated_lines: bool = True  # across the documents of one web site
+    engine: Engine = "local"  # "ray": on a Ray cluster, or Ray on this machine
+    ray_address: str | None = None  # of a running cluster
     workers: int = 0  # 0: one per core
     chunk_documents: int = 512  # documents per part, the unit of work, of resumption and of files
     chunk_bytes: int = 32 << 20
@@ -116,12 +120,14 @@ class CorpusConfig:
             )
         if self.document_timeout_s <= 0:
             raise ConfigError(f"document_timeout_s must be positive, found {self.document_timeout_s}")
+        if self.ray_address and self.engine != "ray":
+            raise ConfigError("ray_address is set, but engine is local", hint="set engine to ray")
         if self.workers < 0:
             raise ConfigError(f"workers must not be negative, found {self.workers}")
 
     def identity(self) -> CorpusConfig:
         """Return the part of the configuration that decides the output: not who computes it."""
-        return dataclasses.replace(self, workers=0)
+        return dataclasses.replace(self, workers=0, engine="local", ray_address=None)
 
     def sources(self) -> list[InputConfig]:
         """Return the inputs with bare paths filled in and unique names."""

@@ -404,14 +404,26 @@ def benchmark_items(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
 
     for path in paths:
         base = path.name.split(".jsonl")[0]
-        with open_compressed(path) as stream:
-            for number, line, _ in bounded_lines(stream, 1 << 24):
-                if line is None or not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
-                if isinstance(row, dict):
-                    for text in item_texts(row):
-                        yield f"{base}:{number}", text
+        try:
+            with open_compressed(path) as stream:
+                yield from _items_of(path, base, bounded_lines(stream, 1 << 24))
+        except OSError as error:
+            # Half a benchmark must not pass for the whole.
+            raise DataError(f"{path}: {error}") from None
+
+
+def _items_of(
+    path: Path, base: str, lines: Iterable[tuple[int, bytes | None, int]]
+) -> Iterator[tuple[str, str]]:
+    for number, line, num_bytes in lines:
+        if line is None:
+            raise DataError(f"{path}:{number}: a line of {num_bytes} bytes is no benchmark item")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
+        if isinstance(row, dict):
+            for text in item_texts(row):
+                yield f"{base}:{number}", text

@@ -18,6 +18,7 @@ for a rejected one. Memory: `memory_bytes` for sorting and comparing, 4 bytes pe
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +72,7 @@ class DuplicateTable:
 
     def of_part(self, part: int) -> dict[int, tuple[str, float]]:
         """Return row -> (id of the document that stays, similarity to it)."""
-        index = self.parts.index(part)
+        index = bisect.bisect_left(self.parts, part)
         start, count = int(self.first[index]), int(self.first[index + 1] - self.first[index])
         answer: dict[int, tuple[str, float]] = {}
         with open(self.folder / "found.bin", "rb") as found, open(self.folder / "ids.bin", "rb") as ids:

@@ -26,6 +26,7 @@ from pocketphi.corpus.decontamination import BenchmarkIndex
 from pocketphi.corpus.document import COLUMNS, Raw
 from pocketphi.corpus.minhash import Banding, band_keys
 from pocketphi.corpus.processing import Processed, Processor
+from pocketphi.corpus.repeated_lines import line_records
 
 _SPACE = re.compile(r"\s+")
 DOCUMENT_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
@@ -93,6 +94,7 @@ class PartWriter:
         self.sources: list[InputConfig] = config.sources()
         index = BenchmarkIndex.load(folders.index) if folders.index.exists() else None
         self.processor = Processor(config, index)
+        self.repeated_lines = config.repeated_lines
         self.banding = (
             Banding.for_threshold(config.near_duplicate_jaccard) if config.near_duplicates else None
         )
@@ -110,7 +112,8 @@ class PartWriter:
             {name: [row[name] for row in rows] for name in COLUMNS}, schema=DOCUMENT_SCHEMA
         )
         write_parquet(documents, self.folders.documents(chunk.part))
-        write_parquet(_score_table(done, self.banding), self.folders.scores(chunk.part))
+        scores = _score_table(done, self.banding, self.repeated_lines)
+        write_parquet(scores, self.folders.scores(chunk.part))
         summary = {
             "part": chunk.part,
             "source": chunk.source,
@@ -123,7 +126,7 @@ class PartWriter:
         return summary
 
 
-def _score_table(done: Processed, banding: Banding | None) -> pyarrow.Table:
+def _score_table(done: Processed, banding: Banding | None, repeated_lines: bool) -> pyarrow.Table:
     texts = [document.text for document in done.documents]
     columns: dict[str, Any] = {"id": pyarrow.array([d.id for d in done.documents], pyarrow.string())}
     for name, scores in done.scores.items():
@@ -135,6 +138,10 @@ def _score_table(done: Processed, banding: Banding | None) -> pyarrow.Table:
         keys = band_keys(texts, banding).astype("<u8")
         columns["band_keys"] = pyarrow.array(
             [row.tobytes() for row in keys], pyarrow.binary(8 * banding.num_bands)
+        )
+    if repeated_lines:
+        columns["lines"] = pyarrow.array(
+            [line_records(document.text, document.url) for document in done.documents], pyarrow.binary()
         )
     return pyarrow.table(columns)
 

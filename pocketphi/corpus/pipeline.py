@@ -21,10 +21,10 @@ import pyarrow.parquet
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
-from pocketphi.corpus import exact_duplicates, near_duplicates, readers, verdicts
+from pocketphi.corpus import exact_duplicates, near_duplicates, readers, repeated_lines, verdicts
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
-from pocketphi.corpus.engines import local
+from pocketphi.corpus.engines import run_chunks
 from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
 from pocketphi.corpus.rules import bounds_for, rules
 from pocketphi.corpus.statistics import Statistics, mixture_warnings
@@ -103,7 +103,7 @@ def source_identity(config: CorpusConfig) -> list[str]:
 
             digest.update(sys.version.encode())
             continue
-        for path, name in readers.files_of(source):
+        for path, name in readers.files_of(source) or readers.local_dataset(source):
             stat = path.stat()
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         roots.append(source.path)
@@ -133,9 +133,16 @@ def _index_benchmarks(config: CorpusConfig, folders: Folders) -> None:
 
 
 def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
-    """Have every chunk processed that is not done yet; return all summaries in order."""
+    """Have every chunk processed that is not done yet; return all summaries in order, without the failures."""
     summaries: dict[int, dict[str, Any]] = {}
-    found = 0
+    found = failed = 0
+
+    def keep(summary: dict[str, Any]) -> None:
+        # A source may fail a million times: the failures stay on disk until they are written out.
+        nonlocal failed
+        failed += len(summary["failures"])
+        summaries[summary["part"]] = {n: summary[n] for n in ("part", "source", "documents")}
+
     with progress.bar("corpus", unit="documents") as bar:
 
         def open_chunks() -> Iterator[Chunk]:
@@ -146,11 +153,11 @@ def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
                 if summary is None:
                     yield chunk
                 else:
-                    summaries[chunk.part] = summary
+                    keep(summary)
 
-        for summary in local.run_chunks(config, folders, open_chunks()):
-            summaries[summary["part"]] = summary
-            bar.advance(summary["documents_in"], failed=sum(len(s["failures"]) for s in summaries.values()))
+        for summary in run_chunks(config, folders, open_chunks()):
+            keep(summary)
+            bar.advance(summary["documents_in"], failed=failed)
     if not found:
         raise DataError(
             "the inputs hold no document", hint="see `phi corpus build --help` for what can be read"
@@ -163,10 +170,12 @@ def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any
     sources = config.sources()
     num_documents = sum(summary["documents"] for summary in summaries)
     copies, near = _find_duplicates(config, folders, summaries, num_documents)
+    recurring = _find_repeated_lines(config, folders, summaries, num_documents, copies, near)
     statistics = Statistics(config, num_documents)
     with open(folders.final / "failures.jsonl", "w", encoding="utf-8") as failures:
-        for summary in summaries:
-            part = summary["part"]
+        for part in (summary["part"] for summary in summaries):
+            summary = read_done(folders, part)
+            assert summary is not None, f"part {part} has gone"
             table = pyarrow.parquet.read_table(folders.scores(part))
             scores = _scores(table)
             duplicate_of = [""] * table.num_rows
@@ -178,6 +187,9 @@ def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any
             for row, (first, similarity) in (near.of_part(part) if near else {}).items():
                 duplicate_of[row] = first
                 scores["near_duplicate"][row] = similarity
+            scores["repeated_lines"] = (
+                recurring.of_part(part) if recurring else np.zeros(table.num_rows, dtype=np.float32)
+            )
             judged = verdicts.decide(
                 config,
                 sources[summary["source"]],
@@ -193,6 +205,8 @@ def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any
     tree = statistics.tree()
     if near:
         tree["near_duplicates"] = near.counts
+    if recurring:
+        tree["repeated_lines"] = recurring.counts
     artifact.write_atomic(folders.final / "stats.json", json.dumps(tree, indent=1) + "\n")
     for warning in mixture_warnings(tree["mixture"]):
         progress.say(f"mixture: {warning}")
@@ -254,6 +268,35 @@ def _find_duplicates(
         memory_bytes=config.dedup_memory_bytes,
     )
     return copies, near
+
+
+def _find_repeated_lines(
+    config: CorpusConfig,
+    folders: Folders,
+    summaries: list[dict[str, Any]],
+    num_documents: int,
+    copies: exact_duplicates.DuplicateTable,
+    near: near_duplicates.DuplicateTable | None,
+) -> repeated_lines.ShareTable | None:
+    """Find lines that recur on a site. Copies do not count: three of them would make all their lines recur."""
+    if not config.repeated_lines:
+        return None
+
+    def parts() -> Iterator[repeated_lines.PartLines]:
+        for summary in summaries:
+            part = summary["part"]
+            lines = (
+                pyarrow.parquet.read_table(folders.scores(part), columns=["lines"])
+                .column("lines")
+                .to_pylist()
+            )
+            for row in (*copies.of_part(part), *(near.of_part(part) if near else ())):
+                lines[row] = b""
+            yield repeated_lines.PartLines(part, lines)
+
+    return repeated_lines.find(
+        parts, num_documents, folders.scratch / "lines.bin", memory_bytes=config.dedup_memory_bytes
+    )
 
 
 def _fixed_binary(table: pyarrow.Table, name: str, width: int) -> np.ndarray:

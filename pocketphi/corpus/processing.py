@@ -116,6 +116,8 @@ class Processor:
         else:
             text = raw.text or ""
         noai = noai_header(raw.headers.get("x-robots-tag", ""))
+        if raw.headers.get("tdm-reservation", "").strip() == "1":
+            noai = "tdm-reservation"
         if noai:
             meta["noai"] = noai
         text = clean(text)

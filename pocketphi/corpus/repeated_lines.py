@@ -11,6 +11,7 @@ document included.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class ShareTable:
 
     def of_part(self, part: int) -> np.ndarray:
         """Return float32 [documents of the part]."""
-        index = self.parts.index(part)
+        index = bisect.bisect_left(self.parts, part)
         with open(self.path, "rb") as file:
             file.seek(4 * self.first[index])
             return np.frombuffer(file.read(4 * (self.first[index + 1] - self.first[index])), dtype="<f4")

@@ -5,15 +5,19 @@ model = engine.load("model.gguf")
 print(model.chat([{"role": "user", "content": "What is a plant?"}]).text)
 """
 
+from pocketphi.engine.batch import Batch
 from pocketphi.engine.catalog import embedded_path, find_models, resolve
 from pocketphi.engine.engine import Engine, Options, describe_backend, load
 from pocketphi.engine.generation import Chunk, Generation, Stream
+from pocketphi.engine.grammar import Grammar
 from pocketphi.engine.session import Sequence
 
 __all__ = [
+    "Batch",
     "Chunk",
     "Engine",
     "Generation",
+    "Grammar",
     "Options",
     "Sequence",
     "Stream",

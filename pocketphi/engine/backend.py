@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from pocketphi.core.errors import EngineError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -61,6 +63,15 @@ class MemoryPlan:
     def total(self, context_tokens: int) -> int:
         """Bytes for one session that can hold `context_tokens`."""
         return self.weight_bytes + self.cache_bytes_per_token * context_tokens + self.working_bytes
+
+
+def wants_of(want: Want | Sequence[Want], count: int) -> list[Want]:
+    """Return one Want for each of `count` items of work."""
+    if isinstance(want, str):
+        return [want] * count
+    if len(want) != count:
+        raise EngineError(f"{count} items of work and {len(want)} wants")
+    return list(want)
 
 
 class Session(Protocol):
@@ -137,9 +148,12 @@ class Backend(Protocol):
         ...
 
     def forward_batch(
-        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want = "last"
+        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want | Sequence[Want] = "last"
     ) -> list[np.ndarray | None]:
-        """Several sessions in one pass over the weights; each result equals its own `forward`."""
+        """Several sessions in one pass over the weights; each result equals its own `forward`.
+
+        want: for all of them, or a sequence with one for each.
+        """
         ...
 
     def restore(self, data: bytes, capacity: int) -> Session:

@@ -29,7 +29,10 @@ from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import EngineError, UserError, did_you_mean
 from pocketphi.engine import session as context
 from pocketphi.engine.backend import Backend, BackendOptions, CacheType, MemoryPlan
+from pocketphi.engine.batch import Batch, finish_all
+from pocketphi.engine.draft import Drafter, ModelDraft, check_draft
 from pocketphi.engine.generation import Generation, Request, Stream
+from pocketphi.engine.grammar import Grammar
 from pocketphi.engine.sampler import Sampler, Sampling, TokenMask, check_logits
 from pocketphi.engine.session import ContextPolicy, Crossing, Message, Sequence
 from pocketphi.engine.weights import Weights, open_weights
@@ -57,7 +60,10 @@ class Options:
     logprobs: how many best tokens to report with log-probabilities; None reports nothing.
     lookup: most tokens proposed at a time by prompt lookup; None takes the backend's advice, 0 is off.
         The text is the same either way.
-    token_mask: the hook for grammars; see `sampler.TokenMask`.
+    draft: a smaller Engine with the same tokenizer whose guesses are checked in one pass: same text, and
+        sooner where it is often right. draft_tokens: most guesses at a time.
+    grammar: what the answer must look like; see `grammar.Grammar`.
+    token_mask: the hook for rules of your own; see `sampler.TokenMask`.
     """
 
     max_new_tokens: int | None = 256
@@ -76,9 +82,16 @@ class Options:
     context_policy: ContextPolicy = "error"
     logprobs: int | None = None
     lookup: int | None = None
+    draft: Engine | None = None
+    draft_tokens: int = 4
+    grammar: Grammar | None = None
     token_mask: TokenMask | None = None
 
     def __post_init__(self) -> None:
+        if self.draft_tokens < 1:
+            raise UserError(f"draft_tokens must be at least 1, found {self.draft_tokens}")
+        if self.grammar is not None and self.token_mask is not None:
+            raise UserError("grammar and token_mask: give one of them")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1 or None, found {self.max_new_tokens}")
         for name, known in (("crossing", Crossing), ("context_policy", ContextPolicy)):
@@ -281,6 +294,17 @@ class Engine:
         )
         return self._start(fitted.ids, chosen, fitted.dropped, False, stream, sequence, reserve)
 
+    def batch(self, max_sequences: int = 8, prefill_tokens: int = 128) -> Batch:
+        """Several answers at once; see `pocketphi.engine.batch.Batch`."""
+        return Batch(self, max_sequences, prefill_tokens)
+
+    def generate_batch(
+        self, prompts: Ids[str | Ids[int]], *, max_sequences: int = 8, **options: Any
+    ) -> list[Generation]:
+        """Continue several texts at once; each result is the one that `generate` gives."""
+        with self.batch(max_sequences) as batch:
+            return finish_all(batch, [batch.add(prompt, **options) for prompt in prompts])
+
     def new_sequence(self) -> Sequence:
         """A cache of its own for `generate(..., sequence=...)`; close it when done."""
         return Sequence(self._backend)
@@ -331,6 +355,16 @@ class Engine:
         elif options.stop:
             raise EngineError("stop strings need a tokenizer, and this model came without one")
         max_draft = options.lookup if options.lookup is not None else self._backend.cheap_draft_tokens
+        stop_ids = self.stop_ids if options.stop_ids is None else frozenset(options.stop_ids)
+        drafter: Drafter | None = None
+        if options.draft is not None:
+            check_draft(self, options.draft)
+            # Turns of one chat share the draft's cache too.
+            cache = options.draft.sequence if sequence is None else options.draft.new_sequence()
+            drafter = ModelDraft(options.draft, cache, ids, options.draft_tokens)
+        token_mask = options.token_mask
+        if options.grammar is not None:
+            token_mask = options.grammar.mask(self.tokenizer, self.config.vocab_size, stop_ids)
         request = Request(
             ids=ids,
             max_new_tokens=room if limit is None else limit,
@@ -338,7 +372,7 @@ class Engine:
             rope_set=context.rope_set_for(self.config, len(ids) + (limit or reserve)),
             crossing=options.crossing,
             context=self.context_length,
-            stop_ids=self.stop_ids if options.stop_ids is None else frozenset(options.stop_ids),
+            stop_ids=stop_ids,
             stop_strings=tuple(options.stop),
             max_draft=max_draft,
             keep_logprobs=options.logprobs is not None,
@@ -348,10 +382,10 @@ class Engine:
             options.sampling(),
             ids,
             self.config.vocab_size,
-            token_mask=options.token_mask,
+            token_mask=token_mask,
             num_logprobs=options.logprobs,
         )
-        made = Stream(request, sequence or self.sequence, sampler, decoder, self.config)
+        made = Stream(request, sequence or self.sequence, sampler, decoder, self.config, drafter)
         return made if stream else made.finish()
 
 

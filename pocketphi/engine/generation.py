@@ -3,12 +3,15 @@
 `Stream` yields text as it becomes certain (never half a character, never the start of a stop string) and
 holds the finished `Generation`, which says everything that happened: why it ended, which rotation was used,
 what was dropped, what came from the cache, how long each part took.
+
+A stream says what it wants computed (`Work`) and is sent the logits: alone it is driven by its reader, in a
+`Batch` many are driven together, and each takes the same decisions either way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Ids
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pocketphi.core.errors import EngineError, UserError
-from pocketphi.engine.backend import RopeSet
+from pocketphi.engine.backend import RopeSet, Want
+from pocketphi.engine.draft import Drafter
 from pocketphi.engine.lookup import Lookup
 from pocketphi.engine.sampler import Choice, Sampler
 from pocketphi.engine.session import Crossing, Sequence, rope_set_for
@@ -89,6 +93,17 @@ class Chunk:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a stream wants computed next: `ids` after what its sequence holds, and which logits of it."""
+
+    ids: list[int]
+    want: Want
+
+
+Steps = Generator["Chunk | Work", "np.ndarray | None", None]
+
+
 @dataclass
 class Request:
     """What `Stream` needs to know; made by the Engine, which has checked it."""
@@ -104,6 +119,7 @@ class Request:
     max_draft: int
     keep_logprobs: bool
     dropped: list[dict[str, Any]]
+    prefill_tokens: int = _PREFILL_TOKENS
 
 
 class Stream:
@@ -120,13 +136,19 @@ class Stream:
         sampler: Sampler,
         decoder: StreamDecoder | None,
         config: ModelConfig,
+        drafter: Drafter | None = None,
     ) -> None:
-        self._request, self._sequence, self._sampler = request, sequence, sampler
+        self.request, self.sequence, self._sampler = request, sequence, sampler
         self._decoder, self._config = decoder, config
         self._stopped = False
         self._text = _HeldBack(request.stop_strings)
-        self._chunks = self._run()
+        if drafter is None and request.max_draft:
+            drafter = Lookup(request.ids, request.max_draft)
+        self._drafter = drafter
+        self._chunks = self._drive()
+        self.batched = False  # a Batch drives it
         self.done = False
+        self.error: Exception | None = None  # what ended it in a Batch, if anything did
         self.result = Generation(
             prompt_tokens=len(request.ids),
             rope_set=request.rope_set,
@@ -135,6 +157,8 @@ class Stream:
         )
 
     def __iter__(self) -> Iterator[Chunk]:
+        if self.batched:
+            raise EngineError("this answer belongs to a batch", hint="iterate the batch's run()")
         return self._chunks
 
     @property
@@ -148,20 +172,37 @@ class Stream:
 
     def finish(self) -> Generation:
         """Run to the end and return the result."""
-        for _ in self._chunks:
+        for _ in self:
             pass
         return self.result
 
-    def _run(self) -> Iterator[Chunk]:
+    def _drive(self) -> Iterator[Chunk]:
+        steps, rows = self.steps(), None
+        while True:
+            try:
+                item = steps.send(rows)
+            except StopIteration:
+                return
+            rows = None
+            if isinstance(item, Chunk):
+                yield item
+            else:
+                rows = self.sequence.forward(item.ids, item.want)
+
+    def steps(self) -> Steps:
+        """The answer as a coroutine: yields Chunks, and Work for which it must be sent the logits.
+
+        Whoever drives it computes the work with `sequence` and sends the rows; for a reader of the
+        stream that is done already. To be called once.
+        """
         started = time.perf_counter()
-        row = self._prefill()
+        row = yield from self._prefill()
         result = self.result
         result.prefill_s = time.perf_counter() - started
         if row is None:
             yield from self._end("interrupted")
             return
-        request, sampler = self._request, self._sampler
-        lookup = Lookup(request.ids, request.max_draft) if request.max_draft else None
+        sampler, drafter = self._sampler, self._drafter
         pending: list[int] = []  # decided, not yet in the cache: the last token
         draft: list[int] = []
         rows = row
@@ -175,8 +216,8 @@ class Stream:
                 if not first:
                     first = time.perf_counter()
                     result.time_to_first_token_s = first - started
-                if lookup is not None:
-                    lookup.push(choice.token)
+                if drafter is not None:
+                    drafter.push(choice.token)
                 result.decode_s = time.perf_counter() - first
                 reason = self._after(choice.token)
                 agreed = n < len(draft) and draft[n] == choice.token
@@ -184,13 +225,11 @@ class Stream:
                     break
                 yield from self._emit()
             accepted = n + 1 if agreed else n
-            if draft and lookup is not None:
-                lookup.learn(len(draft), min(accepted, len(draft)))
-            if draft:
+            if draft and drafter is not None:
+                drafter.learn(len(draft), min(accepted, len(draft)))
                 # Of the draft, what was not chosen must leave the cache; a chosen stop token may stay.
-                self._sequence.truncate(len(self._sequence.ids) - (len(draft) - accepted))
-            if lookup is not None:
-                result.drafted_tokens, result.accepted_tokens = lookup.num_drafted, lookup.num_accepted
+                self.sequence.truncate(len(self.sequence.ids) - (len(draft) - accepted))
+                result.drafted_tokens, result.accepted_tokens = drafter.num_drafted, drafter.num_accepted
             if reason is None and self._stopped:
                 reason = "interrupted"
             if reason is not None:
@@ -201,16 +240,16 @@ class Stream:
                 yield from self._end("interrupted")
                 return
             pending = [choice.token]
-            draft = lookup.propose(self._draft_room()) if lookup is not None else []
-            found = self._advance(pending + draft)
+            draft = drafter.propose(self._draft_room(), sampler) if drafter is not None else []
+            found = yield from self._advance(pending + draft)
             if found is None:
                 yield from self._end("rope_limit")
                 return
             rows = found
 
-    def _prefill(self) -> np.ndarray | None:
+    def _prefill(self) -> Generator[Work, np.ndarray | None, np.ndarray | None]:
         """Put the prompt into the cache, piece by piece; returns its last logits or None if stopped."""
-        request, sequence = self._request, self._sequence
+        request, sequence = self.request, self.sequence
         need = min(request.context, len(request.ids) + request.max_new_tokens)
         sequence.owner = self
         cached, self.result.rope_crossing = sequence.prepare(
@@ -220,21 +259,21 @@ class Stream:
         self.result.approximate = sequence.approximate
         rest = request.ids[cached:]
         row = None
-        for at in range(0, len(rest), _PREFILL_TOKENS):
+        for at in range(0, len(rest), request.prefill_tokens):
             if self._stopped:
                 return None
-            piece = rest[at : at + _PREFILL_TOKENS]
+            piece = rest[at : at + request.prefill_tokens]
             last = at + len(piece) == len(rest)
-            row = sequence.forward(piece, "last" if last else "none")
+            row = yield Work(piece, "last" if last else "none")
         return row
 
-    def _advance(self, ids: list[int]) -> np.ndarray | None:
+    def _advance(self, ids: list[int]) -> Generator[Work, np.ndarray | None, np.ndarray | None]:
         """Compute `ids` after the sequence; logits [T, V], or None when the crossing policy says stop."""
-        sequence = self._sequence
+        sequence, size = self.sequence, self.request.prefill_tokens
         if sequence.owner is not self:
             raise EngineError("another answer was started on this sequence; this one cannot go on")
         if sequence.rope_set == "short" and self._crosses(len(sequence.ids) + len(ids)):
-            policy = self._request.crossing
+            policy = self.request.crossing
             if policy == "stop":
                 return None
             self.result.rope_crossing, self.result.rope_set = policy, "long"
@@ -244,9 +283,9 @@ class Stream:
             else:
                 earlier = list(sequence.ids)
                 sequence.reset("long")
-                for at in range(0, len(earlier), _PREFILL_TOKENS):
-                    sequence.forward(earlier[at : at + _PREFILL_TOKENS], "none")
-        return sequence.forward(ids, "all")
+                for at in range(0, len(earlier), size):
+                    yield Work(earlier[at : at + size], "none")
+        return (yield Work(ids, "all"))
 
     def _crosses(self, length: int) -> bool:
         return rope_set_for(self._config, length) == "long"
@@ -254,16 +293,16 @@ class Stream:
     def _draft_room(self) -> int:
         """How many draft tokens may follow the pending one: within the answer, and on this side of a
         rope crossing, which happens with one token at a time."""
-        room = self._request.max_new_tokens - len(self.result.tokens) - 1
-        if self._sequence.rope_set == "short":
+        room = self.request.max_new_tokens - len(self.result.tokens) - 1
+        if self.sequence.rope_set == "short":
             original = self._config.original_max_position_embeddings or 0
-            room = min(room, original - len(self._sequence.ids) - 1)
+            room = min(room, original - len(self.sequence.ids) - 1)
         return max(0, room)
 
     def _keep(self, choice: Choice) -> None:
         result = self.result
         result.tokens.append(choice.token)
-        if self._request.keep_logprobs:
+        if self.request.keep_logprobs:
             if result.logprobs is None or result.top_logprobs is None:
                 result.logprobs, result.top_logprobs = [], []
             result.logprobs.append(choice.logprob if choice.logprob is not None else float("nan"))
@@ -271,7 +310,7 @@ class Stream:
 
     def _after(self, token: int) -> FinishReason | None:
         """Take in a chosen token; returns why the answer ends with it, if it does."""
-        if token in self._request.stop_ids:
+        if token in self.request.stop_ids:
             self.result.stopped_by = token
             return "stop"
         if self._decoder is not None:
@@ -279,8 +318,8 @@ class Stream:
             if found is not None:
                 self.result.stopped_by = found
                 return "stop"
-        if len(self.result.tokens) >= self._request.max_new_tokens:
-            return self._request.length_reason
+        if len(self.result.tokens) >= self.request.max_new_tokens:
+            return self.request.length_reason
         return None
 
     _emitted = 0

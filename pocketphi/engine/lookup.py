@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pocketphi.engine.sampler import Sampler
+
 _SIZES = (4, 3, 2)
 """Lengths of the runs that are looked up, longest first: a longer match is a better guess."""
 
@@ -41,7 +43,7 @@ class Lookup:
                 self._next[tuple(self._ids[at - size : at])] = at
         self._ids.append(token)
 
-    def propose(self, limit: int) -> list[int]:
+    def propose(self, limit: int, sampler: Sampler | None = None) -> list[int]:
         """Return up to `limit` tokens that may come next; empty when nothing matches."""
         count = min(limit, self._draft)
         if count < 1:

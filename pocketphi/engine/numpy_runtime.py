@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pocketphi.core.errors import EngineError
-from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want
+from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
 from pocketphi.engine.weights import Weights
 from pocketphi.model.config import ModelConfig
 
@@ -181,9 +181,10 @@ class NumpyBackend:
         return self._logits(x_TD[-1:]) if want == "last" else np.concatenate(rows)
 
     def forward_batch(
-        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want = "last"
+        self, work: Sequence[tuple[Session, Sequence[int]]], want: Want | Sequence[Want] = "last"
     ) -> list[np.ndarray | None]:
-        return [self.forward(session, ids, want) for session, ids in work]
+        wants = wants_of(want, len(work))
+        return [self.forward(session, ids, one) for (session, ids), one in zip(work, wants)]
 
     def restore(self, data: bytes, capacity: int) -> NumpySession:
         """See Backend; the data is untrusted and every size in it is checked."""

@@ -2,8 +2,9 @@
 
 The steps, in this order, each leaving the others' numbers alone when it is off:
 
-    1. logit bias, added;  the token mask (a grammar), everything else to -inf
-    2. repetition penalty (prompt and answer), presence and frequency penalty (answer only)
+    1. logit bias, added
+    2. repetition penalty (prompt and answer), presence and frequency penalty (answer only); then the token
+       mask (a grammar), which puts everything it does not allow at -inf
     3. temperature 0: the largest logit, the lowest id among equals. Otherwise divide by temperature,
     4. top_k largest;  5. top_p: the shortest run of largest whose probability reaches it;
     6. min_p: at least this fraction of the largest probability;  7. one draw from what is left.
@@ -16,6 +17,7 @@ Log-probabilities are those of the model itself: log-softmax of the raw logits, 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +68,9 @@ class Choice:
     top: tuple[tuple[int, float], ...] | None = None
 
 
+_FIRST = 256
+
+
 def uniform(seed: int, step: int) -> float:
     """Return a number in [0, 1) that depends on (seed, step) only: SplitMix64 of both, upper 53 bits."""
     state = _mix((seed & _MASK) ^ 0x9E3779B97F4A7C15)
@@ -106,7 +111,7 @@ class Sampler:
     ) -> None:
         self.sampling = sampling
         self.answer: list[int] = []
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._token_mask = token_mask
         self._num_logprobs = num_logprobs
         for token in sampling.logit_bias:
@@ -117,6 +122,14 @@ class Sampler:
         self._seen_V = np.zeros(vocab_size, dtype=bool)
         self._seen_V[np.asarray(prompt, dtype=np.int64)] = True
         self._counts_V = np.zeros(vocab_size, dtype=np.float32)
+
+    def fork(self) -> Sampler:
+        """Return a copy that can run ahead of this one: same settings, same answer so far."""
+        ahead = copy.copy(self)
+        ahead.answer = list(self.answer)
+        ahead._seen_V, ahead._counts_V = self._seen_V.copy(), self._counts_V.copy()
+        ahead._num_logprobs = None
+        return ahead
 
     def accept(self, token: int) -> None:
         """Add a token to the answer, so that penalties and the next draw know it."""
@@ -159,30 +172,59 @@ class Sampler:
         if self._token_mask is not None:
             allowed = self._token_mask(self.answer)
             if allowed is not None:
-                if np.shape(allowed) != (self._vocab_size,):
+                if np.shape(allowed) != (self.vocab_size,):
                     raise EngineError(
-                        f"the token mask has shape {np.shape(allowed)}, not {(self._vocab_size,)}"
+                        f"the token mask has shape {np.shape(allowed)}, not {(self.vocab_size,)}"
                     )
                 out[~np.asarray(allowed, dtype=bool)] = -np.inf
         return out
 
     def _draw(self, adjusted_V: np.ndarray) -> int:
         s = self.sampling
-        ids = largest(adjusted_V, s.top_k) if s.top_k else largest(adjusted_V, adjusted_V.size)
-        # float64 from here on: sums over a vocabulary must not decide a draw by rounding.
-        scaled = adjusted_V[ids].astype(np.float64) / s.temperature
-        weight = np.exp(scaled - scaled[0]) if scaled[0] > -np.inf else np.zeros_like(scaled)
-        if not weight.any():
-            return int(ids[0])
-        keep = weight.size
+        best = np.float64(adjusted_V.max())
+        if best == -np.inf:
+            return int(np.argmax(adjusted_V))
+
+        def weights(values: np.ndarray) -> np.ndarray:
+            # float64: sums over a vocabulary must not decide a draw by rounding.
+            return np.exp((values.astype(np.float64) - best) / s.temperature)
+
+        draw = uniform(s.seed, len(self.answer))
+        if s.top_k:
+            ids = largest(adjusted_V, s.top_k)
+            weight = weights(adjusted_V[ids])
+            cumulative = np.cumsum(weight)
+            return self._among(ids, weight, cumulative, float(cumulative[-1]), draw)
+        # Sorting a vocabulary costs milliseconds, and nearly always its first few hundred decide.
+        weight_V = weights(adjusted_V)
+        total, count = float(weight_V.sum()), _FIRST
+        while True:
+            ids = largest(adjusted_V, count)
+            weight = weight_V[ids]
+            cumulative = np.cumsum(weight)
+            if s.top_p < 1 or s.min_p:
+                enough = s.top_p < 1 and cumulative[-1] >= s.top_p * total
+                enough = enough or (s.min_p > 0 and weight[-1] < s.min_p)
+            else:
+                enough = draw * total < cumulative[-1]
+            if enough or ids.size == adjusted_V.size:
+                return self._among(ids, weight, cumulative, total, draw)
+            count *= 8
+
+    def _among(
+        self, ids: np.ndarray, weight: np.ndarray, cumulative: np.ndarray, total: float, draw: float
+    ) -> int:
+        """Cut to top_p and min_p and draw; `total` is the weight of all that could be in `ids`."""
+        s = self.sampling
+        keep = ids.size
         if s.top_p < 1:
-            reached = np.cumsum(weight) >= s.top_p * weight.sum()
-            keep = int(np.argmax(reached)) + 1
+            reached = cumulative >= s.top_p * total
+            keep = int(np.argmax(reached)) + 1 if reached.any() else keep
         if s.min_p:
             keep = min(keep, int((weight >= s.min_p).sum()))
-        cumulative = np.cumsum(weight[:keep])
-        aim = uniform(s.seed, len(self.answer)) * cumulative[-1]
-        return int(ids[min(int(np.searchsorted(cumulative, aim, side="right")), keep - 1)])
+        mass = float(cumulative[keep - 1]) if s.top_p < 1 or s.min_p else total
+        at = int(np.searchsorted(cumulative[:keep], draw * mass, side="right"))
+        return int(ids[min(at, keep - 1)])
 
 
 def largest(values_V: np.ndarray, count: int) -> np.ndarray:

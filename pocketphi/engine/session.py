@@ -126,6 +126,11 @@ class Sequence:
     def rope_set(self) -> RopeSet | None:
         return self._session.rope_set if self._session else None
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache holds without growing."""
+        return self._session.capacity if self._session else 0
+
     def prepare(
         self, ids: Ids[int], rope_set: RopeSet, *, need: int, limit: int, crossing: Crossing
     ) -> tuple[int, Crossing | None]:
@@ -135,7 +140,7 @@ class Sequence:
         computed, for its logits), and what was done if this continues a sequence under other factors.
         `limit` bounds how far the cache is grown.
         """
-        common = min(_common_prefix(self.ids, ids), len(ids) - 1)
+        common = min(common_prefix(self.ids, ids), len(ids) - 1)
         crossed: Crossing | None = None
         if self._session is None or self._session.capacity < need:
             self._grow(need, limit, rope_set)
@@ -163,6 +168,13 @@ class Sequence:
         logits = self._backend.forward(self._session, ids, want)
         self.ids.extend(int(i) for i in ids)
         return logits
+
+    @property
+    def session(self) -> Session:
+        """The backend's session; EngineError before `prepare`."""
+        if self._session is None:
+            raise EngineError("the sequence is empty: prepare it first")
+        return self._session
 
     def truncate(self, length: int) -> None:
         assert self._session is not None
@@ -273,7 +285,18 @@ class Sequence:
         return {**notes, "cache": "restored"}
 
 
-def _common_prefix(a: Ids[int], b: Ids[int]) -> int:
+def forward_together(backend: Backend, work: Ids[tuple[Sequence, Ids[int], Want]]) -> list[np.ndarray | None]:
+    """Append ids to several sequences in one pass over the weights; logits as each one's `forward` gives."""
+    rows = backend.forward_batch(
+        [(sequence.session, list(ids)) for sequence, ids, _ in work], [want for _, _, want in work]
+    )
+    for sequence, ids, _ in work:
+        sequence.ids.extend(int(i) for i in ids)
+    return rows
+
+
+def common_prefix(a: Ids[int], b: Ids[int]) -> int:
+    """Return how many ids at the front of both are the same."""
     for n, (x, y) in enumerate(zip(a, b)):
         if x != y:
             return n

@@ -5,7 +5,7 @@
 
 A score carries task version, prompt version, tokenizer and template hashes, the start-token rule, the
 engine and the file's hash, n and its standard error; every item's record is kept. Two results that
-differ in anything but the model can be compared, others are refused (`evals.compare`).
+differ in nothing but the model can be compared, others are refused (`pocketphi.evals.compare`).
 """
 
 from __future__ import annotations

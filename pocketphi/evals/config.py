@@ -20,6 +20,7 @@ class EvalConfig:
     data_dir: folder with the benchmark files; without it only tasks that need no file are scored.
     texts: local text files whose bits per byte are measured beside the shards' held-out documents.
     limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
+    num_long_items: prompts of each long-context task, where `limit` does not say less.
     max_heldout_tokens: bits per byte is measured on whole documents until this many tokens.
     max_context_tokens: cut the model's context to this; None takes the model's own.
     max_new_tokens: most tokens of a generated answer, where the task does not say less.
@@ -31,7 +32,8 @@ class EvalConfig:
     chat: put generation prompts into the model's chat template instead of the plain few-shot text.
     endpoint_key_env, judge_key_env: names of environment variables that hold the keys of the model's and
         the judge's endpoint, so that no key is written to a file.
-    judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers.
+    judge_url, judge_model: OpenAI-compatible endpoint that judges MT-bench answers, and the model's name
+        there. judge_tries: replies asked for until a verdict can be read. judge_max_tokens: longest reply.
     timeout_s: longest wait for one reply of an endpoint.
     dtype: precision of the torch model; `auto` is bfloat16 on a GPU and float32 on a CPU.
     num_threads: threads of the engine; None lets it choose.
@@ -43,6 +45,7 @@ class EvalConfig:
     data_dir: Path | None = None
     texts: list[Path] = field(default_factory=list)
     limit: int | None = None
+    num_long_items: int = 20
     max_heldout_tokens: int = 100_000
     max_context_tokens: int | None = None
     max_new_tokens: int = 512
@@ -55,13 +58,22 @@ class EvalConfig:
     judge_url: str | None = None
     judge_model: str = ""
     judge_key_env: str = "OPENAI_API_KEY"
+    judge_tries: int = 3
+    judge_max_tokens: int = 1024
     timeout_s: float = 120.0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_threads: int | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_heldout_tokens", "max_new_tokens", "batch_size"):
+        for name in (
+            "max_heldout_tokens",
+            "num_long_items",
+            "max_new_tokens",
+            "batch_size",
+            "judge_tries",
+            "judge_max_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("limit", "max_context_tokens", "num_threads"):

@@ -11,15 +11,26 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pocketphi.core import progress
+from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
+from pocketphi.evals import metrics
+from pocketphi.evals.task import Prompt, Question
+
+if TYPE_CHECKING:
+    from pocketphi.evals.loading import Loaded
 
 NGRAM_WORDS = 13
 MIN_WORDS = 8
 SEEN_SHARE = 0.5
+RULE = (
+    f"words without case and punctuation, {NGRAM_WORDS}-grams; an item of {MIN_WORDS} words or more counts as seen "
+    f"when one training document holds at least {SEEN_SHARE:.0%} of its n-grams"
+)
 _TABLE_BITS = 24
 _WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -69,6 +80,68 @@ class _Index:
             return
         counts = np.bincount(self.items[np.isin(self.hashes, held)], minlength=len(self.names))
         yield from np.nonzero(counts >= np.maximum(SEEN_SHARE * self.totals, 1))[0].tolist()
+
+
+def corpora_of(model: Any, given: Any) -> list[Artifact]:
+    """The corpora that a model was made from: the one given, else all in the model's lineage on disk.
+
+    model: an artifact, or the path of a file inside one; anything else has no lineage.
+    """
+    if given is not None:
+        return [artifact.load(given, kind="corpus", verify=False)]
+    if isinstance(model, Path) and (model.parent / artifact.MANIFEST).is_file():
+        model = artifact.load(model.parent, verify=False)
+    if not isinstance(model, Artifact):
+        return []
+    return [found for found in artifact.lineage(model) if found.kind == "corpus"]
+
+
+def item_text(item: Question | Prompt) -> str:
+    """What is looked for: the question with its right answer, or the prompt of a written task.
+
+    A passage is left out: that a text stands in the corpus does not say that its questions do.
+    """
+    if isinstance(item, Question):
+        return f"{item.text} {item.options[item.gold]}"
+    return item.prompt
+
+
+def annotate(
+    corpora: Sequence[Artifact], scored: Sequence[tuple[Loaded, dict[str, Any], list[dict[str, Any]]]]
+) -> dict[str, Any]:
+    """Check every scored item against the corpora; add the shares to entries and `seen` to records.
+
+    scored: (task, entry of results.json, records of items.jsonl). Returns what results.json says of the
+    check as a whole.
+    """
+    items = {
+        each.task.label: [(item.id, item_text(item)) for item in each.items]
+        for each, _, _ in scored
+        if each.file is not None or each.task.name == "house"
+    }
+    parts = [check(corpus, items) for corpus in corpora]
+    for each, entry, records in scored:
+        label = each.task.label
+        if label not in items:
+            continue
+        judged = parts[0].judged[label]
+        seen = frozenset().union(*(p.seen[label] for p in parts))
+        for record in records:
+            record["seen_in_corpus"] = record["id"] in seen
+        entry["num_judged_for_contamination"] = judged
+        entry["num_seen_in_corpus"] = len(seen)
+        entry["contaminated_share"] = round(len(seen) / judged, 6) if judged else 0.0
+        unseen = [r for r in records if not r["seen_in_corpus"]]
+        if seen and unseen:
+            figures = metrics.figures(each.task, unseen)
+            entry["value_unseen"] = round(figures["value"], 6)
+            entry["value_unseen_stderr"] = None if figures["stderr"] is None else round(figures["stderr"], 6)
+    return {
+        "checked": True,
+        "rule": RULE,
+        "corpora": [c.checksum for c in corpora],
+        "num_documents": sum(p.documents for p in parts),
+    }
 
 
 def check(corpus: Artifact, items: Mapping[str, Iterable[tuple[str, str]]]) -> Contamination:

@@ -41,6 +41,13 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
         if task.kind == "bits":
             read_tokens += config.max_heldout_tokens * max(1, len(config.texts))
             continue
+        if task.kind == "long":
+            count = min(config.num_long_items, selection.limit or config.num_long_items)
+            items += count
+            requests += count
+            read_tokens += count * (task.length or 0)
+            written_tokens += count * min(task.max_new_tokens, config.max_new_tokens) / 2
+            continue
         try:
             from pocketphi.evals.loading import load_task
 
@@ -64,6 +71,14 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
                 ) / BYTES_PER_TOKEN
                 saved_tokens += (sum(len(c.encode()) for c in shape.contexts) - contexts) / BYTES_PER_TOKEN
                 requests += 1 + len(shape.continuations)
+        elif task.kind == "conversation":
+            # The judge's own tokens are its endpoint's business.
+            for prompt in each.items:
+                size = sum(len(t.encode()) for t in prompt.meta["turns"]) / BYTES_PER_TOKEN
+                answer = min(task.max_new_tokens, config.max_new_tokens) / 2
+                read_tokens += 2 * size + answer
+                written_tokens += 2 * answer
+                requests += 2
         else:
             for prompt in each.items:
                 size = len(generation.full_prompt(each, prompt).encode()) / BYTES_PER_TOKEN

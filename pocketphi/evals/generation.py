@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketphi.core import progress
 from pocketphi.core.errors import DataError
-from pocketphi.evals import prompts
+from pocketphi.evals import longcontext, prompts
 from pocketphi.evals.backends.base import Scorer
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.data import read, require, text_sha256
@@ -25,6 +25,8 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
     """Let the model answer every prompt of a task and read the answers. Resumes from the journal."""
     task, label = each.task, each.task.label
     assert task.score is not None
+    # A haystack cut short would lose its needle: it is asked as plain text or as a message, whole.
+    partly = task.kind == "long"
     order = sorted(range(len(each.items)), key=lambda i: (each.items[i].group, i))
     todo = [i for i in order if journal.get(label, each.items[i].id) is None]
     limit = min(task.max_new_tokens, config.max_new_tokens)
@@ -41,7 +43,7 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
                     "group": prompt.group,
                     "target": prompt.target[:_KEPT_CHARS],
                     "answer": verdict.answer,
-                    "correct": int(verdict.correct),
+                    "correct": longcontext.share(verdict) if partly else int(verdict.correct),
                     "note": verdict.note,
                     "ended": reply.ended,
                     "num_tokens": reply.num_tokens,

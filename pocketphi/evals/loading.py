@@ -58,7 +58,7 @@ def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
     if task.kind == "generate":
         each.prefix, prefix_file = generation.read_prefix(config, task, shots)
         each.shots_file = prefix_file or shots_file
-    elif config.choices_by == "writing":
+    elif task.kind == "choice" and config.choices_by == "writing":
         each = generation.from_choice(each)
     return each
 

@@ -58,6 +58,15 @@ def choice_record(
     return record
 
 
+def figures(task: Task, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of a task from its records, whatever its kind."""
+    if task.kind == "bits":
+        return bits_figures(records)
+    if task.kind == "conversation":
+        return conversation_figures(records)
+    return choice_figures(task, records) if task.kind == "choice" else generation_figures(task, records)
+
+
 def choice_figures(task: Task, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracy, length-normalised accuracy and chance of a choice task."""
     figures: dict[str, Any] = {"n": len(records)}
@@ -111,6 +120,30 @@ def generation_figures(task: Task, records: Sequence[Mapping[str, Any]]) -> dict
             mean, error = mean_and_stderr(inside)
             figures["groups"][group] = {"value": mean, "stderr": error, "n": len(inside)}
         figures["mean_over_groups"] = float(np.mean([g["value"] for g in figures["groups"].values()]))
+    return figures
+
+
+def conversation_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean rating over questions, each the mean of its turns; unreadable verdicts as the lowest rating."""
+    value, stderr = mean_and_stderr([r["rating"] for r in records])
+    figures: dict[str, Any] = {"n": len(records), "metric": "rating", "value": value, "stderr": stderr}
+    figures["rating"], figures["rating_stderr"] = value, stderr
+    verdicts = [x for r in records for x in r["ratings"]]
+    readable = [x for x in verdicts if x is not None]
+    figures["num_unreadable"] = len(verdicts) - len(readable)
+    figures["share_unreadable"] = figures["num_unreadable"] / len(verdicts)
+    figures["rating_of_readable"] = float(np.mean(readable)) if readable else None
+    for turn in (0, 1):
+        rated = [r["ratings"][turn] for r in records if r["ratings"][turn] is not None]
+        figures[f"rating_turn_{turn + 1}"] = float(np.mean(rated)) if rated else None
+    figures["share_cut_at_limit"] = float(np.mean([r["ended"] == "length" for r in records]))
+    groups = sorted({r["group"] for r in records})
+    if len(groups) > 1:
+        figures["groups"] = {}
+        for group in groups:
+            inside = [r["rating"] for r in records if r["group"] == group]
+            mean, error = mean_and_stderr(inside)
+            figures["groups"][group] = {"value": mean, "stderr": error, "n": len(inside)}
     return figures
 
 

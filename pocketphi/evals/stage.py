@@ -11,10 +11,23 @@ from typing import Any
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
-from pocketphi.evals import backends, bits, generation, likelihood, metrics, prompts
-from pocketphi.evals.backends.base import Scorer
+from pocketphi.evals import (
+    backends,
+    bits,
+    contamination,
+    conversation,
+    generation,
+    likelihood,
+    longcontext,
+    metrics,
+    prompts,
+    tables,
+)
+from pocketphi.evals import judge as judges
+from pocketphi.evals.backends.base import Scorer, prompt_ids
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.journal import Journal
+from pocketphi.evals.judge import Judge, JudgeConfig
 from pocketphi.evals.loading import Loaded, load_task
 from pocketphi.evals.suites import Selection, select
 from pocketphi.evals.task import prompt_version
@@ -39,7 +52,9 @@ def run(
         raise DataError("nothing to evaluate: inputs hold no 'model'")
     selection = select(config)
     opened = {k: _open(v) for k, v in inputs.items()}
+    corpora = contamination.corpora_of(opened["model"], opened.get("corpus")) if config.contamination else []
     parents = [v for v in opened.values() if isinstance(v, Artifact)]
+    parents += [c for c in corpora if c.checksum not in {p.checksum for p in parents}]
     sources: list[Path | str] = [v for v in opened.values() if not isinstance(v, Artifact)]
     loaded, skipped = _load_tasks(config, selection, opened.get("shards"))
     sources += sorted({f.path for each in loaded for f in (each.file, each.shots_file) if f is not None})
@@ -51,19 +66,19 @@ def run(
     with artifact.create(
         out, kind="eval", config=config, parents=parents, sources=sources, resumable=True
     ) as draft:
+        judge = _judge(config) if any(e.task.kind == "conversation" for e in loaded) else None
         scorer = backends.load(opened["model"], config)
         journal = Journal(draft.path / _JOURNAL)
         try:
-            entries, records = [], []
+            scored: list[tuple[Loaded, dict[str, Any], list[dict[str, Any]]]] = []
             for each in loaded:
                 started = time.monotonic()
-                found = _run_task(config, each, scorer, journal, opened)
+                found = _run_task(config, each, scorer, journal, opened, judge)
                 if not found:
                     skipped.append({"task": each.task.label, "reason": "; ".join(each.notes)})
                     continue
-                entry = _entry(each, scorer, found)
-                entries.append(entry)
-                records += found
+                entry = _entry(config, each, scorer, found, judge)
+                scored.append((each, entry, found))
                 draft.timings[f"{each.task.label}_s"] = round(time.monotonic() - started, 3)
                 shown = f"{entry['metric']} {entry['value']:.4f}"
                 error = f" ± {entry['stderr']:.4f}" if entry["stderr"] is not None else ""
@@ -71,17 +86,21 @@ def run(
                 progress.event(
                     "task_scored", task=each.task.label, metric=entry["metric"], value=entry["value"]
                 )
-            if not entries:
+            if not scored:
                 raise DataError(
                     f"no task of '{selection.name}' could be scored: "
                     + "; ".join(f"{s['task']}: {s['reason']}" for s in skipped)
                 )
+            checked = _contamination(config, corpora, scored)
+            entries = [entry for _, entry, _ in scored]
+            records = [record for _, _, found in scored for record in found]
             results = {
                 "schema": RESULTS_SCHEMA,
                 "model": backends.describe_model(opened),
                 "suite": selection.name,
                 "limit": selection.limit,
                 "identity": identity(scorer),
+                "contamination": checked,
                 "tasks": entries,
                 "skipped": skipped,
             }
@@ -97,6 +116,33 @@ def run(
         for entry in entries:
             draft.counts[f"{entry['task']}.{entry['metric']}"] = round(entry["value"], 6)
     return draft.artifact
+
+
+def _contamination(config: EvalConfig, corpora: list[Artifact], scored: Any) -> dict[str, Any]:
+    if not config.contamination:
+        return {"checked": False, "reason": "switched off (contamination: false)"}
+    if not corpora:
+        return {"checked": False, "reason": "the corpus that made the model is not at hand (--corpus FOLDER)"}
+    checked = contamination.annotate(corpora, scored)
+    for _, entry, _ in scored:
+        if entry.get("num_seen_in_corpus"):
+            progress.say(f"{entry['task']}: {tables.contamination_words(entry)}")
+    return checked
+
+
+def _judge(config: EvalConfig) -> Judge:
+    return judges.load(
+        JudgeConfig(
+            judge_url=config.judge_url,
+            judge_model=config.judge_model,
+            judge_key_env=config.judge_key_env,
+            judge_tries=config.judge_tries,
+            judge_max_tokens=config.judge_max_tokens,
+            data_dir=config.data_dir,
+            parallel=config.batch_size,
+            timeout_s=config.timeout_s,
+        )
+    )
 
 
 def identity(scorer: Scorer) -> dict[str, Any]:
@@ -135,6 +181,13 @@ def _load_tasks(
                 continue
             loaded.append(Loaded(task, [], {}, None, None, 0))
             continue
+        if task.kind == "long":
+            # Made when the model is open: a prompt fills its length in the model's own tokens.
+            loaded.append(Loaded(task, [], {}, None, None, 0))
+            continue
+        if task.kind == "conversation" and not config.judge_url and not selection.strict:
+            skipped.append({"task": task.label, "reason": "no judge was named (judge_url, judge_model)"})
+            continue
         try:
             loaded.append(load_task(config, task, selection.limit))
         except DataError as error:
@@ -145,7 +198,7 @@ def _load_tasks(
             skipped.append({"task": task.label, "reason": f"no data: {task.file}.jsonl.zst"})
     if skipped:
         names = ", ".join(s["task"] for s in skipped)
-        progress.say(f"not scored, for want of data: {names}")
+        progress.say(f"not scored, for want of data or a judge: {names}")
     return loaded, skipped
 
 
@@ -155,11 +208,24 @@ def _run_task(
     scorer: Scorer,
     journal: Journal,
     opened: Mapping[str, Any],
+    judge: Judge | None,
 ) -> list[dict[str, Any]]:
     if each.task.kind == "bits":
         return _run_bits(config, each, scorer, journal, opened.get("shards"))
+    if each.task.kind == "long":
+        if (each.task.length or 0) > scorer.max_tokens:
+            each.notes.append(f"{each.task.length} tokens are more than the model's {scorer.max_tokens}")
+            return []
+        around = 0
+        if scorer.tokenizer is not None:
+            around = len(prompt_ids(scorer.tokenizer, scorer.start_ids, "", config.chat))
+        count = min(config.num_long_items, config.limit or config.num_long_items)
+        each.items = longcontext.build(each.task, scorer.tokenizer, around, count)
     if each.task.kind == "choice":
         return likelihood.run_task(each, scorer, journal)
+    if each.task.kind == "conversation":
+        assert judge is not None
+        return conversation.run_task(config, each, scorer, judge, journal)
     return generation.run_task(config, each, scorer, journal)
 
 
@@ -191,7 +257,9 @@ def _run_bits(
     return found
 
 
-def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(
+    config: EvalConfig, each: Loaded, scorer: Scorer, records: list[dict[str, Any]], judge: Judge | None
+) -> dict[str, Any]:
     task = each.task
     if task.kind == "bits":
         figures = metrics.bits_figures(records)
@@ -216,11 +284,22 @@ def _entry(each: Loaded, scorer: Scorer, records: list[dict[str, Any]]) -> dict[
                     sample.continuations[0],
                 ],
             )
+        elif task.kind == "conversation":
+            assert judge is not None
+            figures = {**metrics.conversation_figures(records), **judge.identity(records)}
+            figures["max_turn_tokens"] = min(task.max_new_tokens, config.max_new_tokens)
+            version = prompt_version(task, each.items[0].meta["turns"])
         else:
             figures = metrics.generation_figures(task, records)
-            version = generation.version(each)
+            figures["chat"] = config.chat
+            figures["max_new_tokens"] = min(task.max_new_tokens, config.max_new_tokens)
+            if task.kind == "long":
+                figures["length"] = task.length
+                version = prompt_version(task, longcontext.sample(task))
+            else:
+                version = generation.version(each)
         data = {
-            "file": each.file.name if each.file else "house.yaml in the package",
+            "file": each.file.name if each.file else task.source,
             "file_sha256": each.file.sha256 if each.file else None,
             "shots_file_sha256": each.shots_file.sha256 if each.shots_file else None,
             "num_in_file": each.num_in_file,

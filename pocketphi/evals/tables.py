@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
+from pocketphi.evals import published
 from pocketphi.evals.task import TASKS
 
 
@@ -25,6 +27,8 @@ def flat(found: Artifact) -> list[dict[str, Any]]:
     rows = []
     for entry in tree["tasks"]:
         row = {k: v for k, v in entry.items() if k != "groups"}
+        for cell in published.cells(entry, published.models()):
+            row[f"published.{cell.model}"] = cell.score
         for group, figures in entry.get("groups", {}).items():
             row[f"group.{group}"] = figures["value"]
         rows.append({**row, **{f"model.{k}": v for k, v in tree["identity"].items()}})
@@ -41,14 +45,45 @@ def text(found: Artifact) -> str:
         lines.append(
             f"{entry['task']:<34} {entry['metric']:<14} {entry['value']:>8.4f} {error:>9} {chance:>7} {entry['n']:>6}"
         )
+        if entry["kind"] == "conversation":
+            lines.append(f"{'':<34} {judge_words(entry)}")
         if entry.get("contaminated_share") is not None:
-            lines.append(
-                f"{'':<34} {100 * entry['contaminated_share']:.1f}% of the items occur in the corpus"
-            )
+            lines.append(f"{'':<34} {contamination_words(entry)}")
+    checked = tree.get("contamination") or {}
+    if not checked.get("checked"):
+        lines.append(
+            f"items not checked against the training text: {checked.get('reason', 'older evaluation')}"
+        )
     lines += [f"not scored: {s['task']}: {s['reason']}" for s in tree["skipped"]]
     side = tree["identity"]
     lines.append(f"\n{tree['model']}  {side['engine']}  start token {side['start_token']}")
+    beside = published.table(tree["tasks"])
+    if beside:
+        lines += ["", beside]
     return "\n".join(lines)
+
+
+def contamination_words(entry: Mapping[str, Any]) -> str:
+    """The share of a task's items that the training text holds, in words."""
+    if not entry["num_judged_for_contamination"]:
+        return "no item is long enough to be looked for in the corpus"
+    words = (
+        f"{100 * entry['contaminated_share']:.1f}% of {entry['num_judged_for_contamination']} items "
+        "occur in the corpus"
+    )
+    if entry.get("value_unseen") is not None:
+        words += f"; without them {entry['value_unseen']:.4f}"
+    return words
+
+
+def judge_words(entry: Mapping[str, Any]) -> str:
+    """Who judged, what could not be read, and whether the score may stand beside published ones."""
+    words = f"judge {entry['judge_model']}; {entry['num_unreadable']} of {2 * entry['n']} verdicts unreadable"
+    if entry["num_unreadable"]:
+        words += " (counted as 1)"
+    if not entry["comparable_with_published"]:
+        words += "; not comparable with published MT-bench scores"
+    return words
 
 
 def known_tasks() -> list[dict[str, Any]]:
@@ -68,6 +103,12 @@ def known_tasks() -> list[dict[str, Any]]:
         }
         for _, task in TASKS.items()
     ]
+
+
+def judge_settings(address: str) -> list[str]:
+    """`--set` assignments of a judge given as http://host:port/v1#model-name."""
+    place, _, model = address.partition("#")
+    return [f"judge_url={json.dumps(place)}", f"judge_model={json.dumps(model)}"]
 
 
 def yaml_list(values: list[str]) -> str:

@@ -1,9 +1,11 @@
 """What a task is: where its rows come from, how a row becomes a question, how a question is asked.
 
-Three kinds of tasks:
+Five kinds of tasks:
 
 - `choice`: options are scored by their log-likelihood after a prompt (ARC, HellaSwag, MMLU, ...);
 - `generate`: the model writes and an extraction rule reads the answer (GSM8K, MATH, BBH, code, ...);
+- `conversation`: the model answers in turns and a judge rates the answers (MT-bench);
+- `long`: something is to be found in a context of a given length (evals/longcontext.py);
 - `bits`: bits per byte of a text.
 
 A task's `version` changes whenever a score would; its prompt version is a hash of how it asks.
@@ -20,7 +22,7 @@ from typing import Any, Literal
 from pocketphi.core.errors import ConfigError
 from pocketphi.core.registry import Registry
 
-Kind = Literal["choice", "generate", "bits"]
+Kind = Literal["choice", "generate", "bits", "conversation", "long"]
 Format = Literal["cloze", "letters", "phi3"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -81,6 +83,7 @@ class Task:
     file, shots_file: stems of the benchmark files ("arc_easy.test"). When `shots_file` equals
     `file`, the rows shown as shots are taken out of what is scored.
     shot_ids: items that are the shots by definition, instead of a draw.
+    length: tokens that a long-context prompt fills together with its answer.
     metric: which figure is the task's `value`. source: where the rows come from and their licence.
     hub: data set id on the Hugging Face hub, for people who fetch it themselves.
     """
@@ -106,9 +109,10 @@ class Task:
     lm_eval: str = ""
     shots_by_group: bool = False
     shot_ids: tuple[str, ...] = ()
+    length: int | None = None
 
     def with_settings(self, settings: Mapping[str, str]) -> Task:
-        """Return the task with `shots` and `format` replaced; ConfigError for anything else."""
+        """Return the task with `shots`, `format` or `length` replaced; ConfigError for anything else."""
         result = self
         for key, value in settings.items():
             if key == "shots":
@@ -121,8 +125,14 @@ class Task:
                         f"task {self.name}: format must be cloze, letters or phi3, and only for choice tasks"
                     )
                 result = replace(result, format=value)  # type: ignore[arg-type]
+            elif key == "length":
+                if not value.isdigit() or self.kind != "long":
+                    raise ConfigError(
+                        f"task {self.name}: length must be a number, and only for long-context tasks"
+                    )
+                result = replace(result, length=int(value))
             else:
-                raise ConfigError(f"task {self.name}: unknown setting '{key}' (known: shots, format)")
+                raise ConfigError(f"task {self.name}: unknown setting '{key}' (known: shots, format, length)")
         if result.shots and result.shots_file is None and result.prefix_file is None:
             raise ConfigError(f"task {self.name}: there are no rows to draw shots from")
         return result
@@ -131,6 +141,8 @@ class Task:
     def label(self) -> str:
         """Name with what distinguishes variants: "arc_easy[10-shot phi3]"."""
         parts = []
+        if self.length:
+            parts.append(f"{self.length} tokens")
         if self.shots:
             parts.append(f"{self.shots}-shot")
         if self.format != "cloze":
@@ -183,6 +195,8 @@ def draw_shots(ids: Iterable[str], count: int, salt: str) -> list[int]:
 def prompt_version(task: Task, sample: Any) -> str:
     """Hash of how a task asks: its settings and one rendered sample prompt."""
     tree = [task.name, task.version, task.format, task.shots, list(task.stop), sample]
+    if task.length:
+        tree.append(task.length)
     return hashlib.sha256(json.dumps(tree, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ class AttentionMask:
     """Which keys each query sees, made once per forward pass and shared by all layers.
 
     Exactly one of three forms: `causal` (plain lower triangle), `dense` (boolean [B or 1, 1, T, S],
-    True where visible), or `kernel`, a function (q, k, v, kernel_data) for a special attention such as
+    True where visible), or `kernel`, a function (q, k, v, kernel_data, scale) for a special attention such as
     FlexAttention. The function stays the same object from step to step and the data changes, so that
     compiled blocks are not compiled anew. All empty means every key is visible, which is right for
     the single newest token.
@@ -32,7 +32,7 @@ class AttentionMask:
 
     causal: bool = False
     dense: Tensor | None = None
-    kernel: Callable[[Tensor, Tensor, Tensor, Any], Tensor] | None = None
+    kernel: Callable[[Tensor, Tensor, Tensor, Any, float | None], Tensor] | None = None
     kernel_data: Any = None
 
 
@@ -77,13 +77,15 @@ def make_mask(
     return AttentionMask(dense=allowed if allowed.dim() == 4 else allowed[None, None])
 
 
-def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: AttentionMask) -> Tensor:
-    """Scaled dot-product attention -> [B, H, T, E]; the scale is E^-0.5."""
+def attend(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: AttentionMask, scale: float | None = None
+) -> Tensor:
+    """Scaled dot-product attention -> [B, H, T, E]; the scale is E^-0.5 unless given."""
     if mask.kernel is not None:
-        return mask.kernel(q_BHTE, k_BKSE, v_BKSE, mask.kernel_data)
+        return mask.kernel(q_BHTE, k_BKSE, v_BKSE, mask.kernel_data, scale)
     grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
     return F.scaled_dot_product_attention(
-        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask.dense, is_causal=mask.causal, enable_gqa=grouped
+        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask.dense, is_causal=mask.causal, enable_gqa=grouped, scale=scale
     )
 
 
@@ -160,13 +162,17 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Self-attention; `qkv_proj` holds all query heads, then all key heads, then all value heads."""
+    """Self-attention; `qkv_proj` holds all query heads, then all key heads, then all value heads.
+
+    `scale` multiplies the logits: E^-0.5, unless a parametrisation sets another.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
@@ -188,5 +194,5 @@ class Attention(nn.Module):
         v_BKSE = qkv_BTAE[:, :, self.num_heads + self.num_kv_heads :].transpose(1, 2)
         if cache is not None:
             k_BKSE, v_BKSE = cache.append(k_BKSE, v_BKSE)
-        y_BHTE = attend(q_BHTE, k_BKSE, v_BKSE, mask)
+        y_BHTE = attend(q_BHTE, k_BKSE, v_BKSE, mask, self.scale)
         return self.o_proj(y_BHTE.transpose(1, 2).reshape(batch, tokens, -1))

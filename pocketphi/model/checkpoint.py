@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pocketphi.core.errors import CheckpointError, ConfigError
 from pocketphi.model.config import ModelConfig
+from pocketphi.model.parametrization import folded
 from pocketphi.model.transformer import PhiForCausalLM, default_stop_ids
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -112,9 +113,8 @@ def save(
     folder = Path(folder)
     target = None if dtype in (None, "auto") else _named_dtype(dtype)
     weights: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():  # a tied head appears once, as the embeddings
-        value = parameter.detach()
-        value = value.full_tensor() if hasattr(value, "full_tensor") else value
+    # A tied head appears once, as the embeddings; factors of a parametrisation go into the weights.
+    for name, value in folded(model, ((n, _whole(p)) for n, p in model.named_parameters())):
         weights[name] = value.to(device="cpu", dtype=target or value.dtype).contiguous()
     written = {str(w.dtype).removeprefix("torch.") for w in weights.values()}
     tree = model.config.to_hf()
@@ -137,6 +137,11 @@ def save(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot write the checkpoint: {error}") from None
     return folder
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    value = parameter.detach()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _write_weights(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:

@@ -69,6 +69,7 @@ class PhiForCausalLM(nn.Module):
     `stop_ids` are the ids that end a turn, read from and written to `generation_config.json`.
     `mask_builder` may be set to use another attention for whole sequences (training with
     FlexAttention); `checkpoint_layers` recomputes the first so many layers in the backward pass.
+    `output_factor` multiplies the final states (see parametrization.py; 1 in every saved model).
     Initial weights come from torch's default generator; see `reset_parameters`.
 
     Raises ConfigError when the configuration's LongRoPE lists are not known in full.
@@ -83,6 +84,7 @@ class PhiForCausalLM(nn.Module):
         self.rotary = RotaryEmbedding(config)
         self.mask_builder: MaskBuilder | None = None
         self.checkpoint_layers = 0
+        self.output_factor = 1.0
         self.stop_ids: tuple[int, ...] = default_stop_ids(config)
         self.tie_weights()
         if self.lm_head.weight.device.type != "meta":
@@ -184,7 +186,8 @@ class PhiForCausalLM(nn.Module):
             else:
                 x_BTD = layer(*arguments, layer_cache)
         # After a recomputation only the new tokens were asked for.
-        return self.model.norm(x_BTD[:, -num_new:])
+        x_BTD = self.model.norm(x_BTD[:, -num_new:])
+        return x_BTD if self.output_factor == 1.0 else x_BTD * self.output_factor
 
     def plan(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,24 @@ def source_name(name: str) -> str:
     return f"layers.{layer}.{_LAYER[part]}"
 
 
+_PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+
+
 def metadata(
     config: QuantConfig, model: ModelConfig, tokenizer: Tokenizer | None, lineage: dict[str, str]
 ) -> dict[str, Any]:
     """Return the metadata of the file: shape, tokenizer, and where it came from.
 
-    The name contains "phi3": llama.cpp knows by it that role tokens swallow the blanks after them.
+    The name contains "phi3": llama.cpp knows by it that role tokens swallow the blanks after them. Files
+    with that name it refuses to load when one of `_PHI3_TOKENS` is missing; theirs must not contain it.
     """
+    has_tokens = tokenizer is None or all(tokenizer.token_id(t) is not None for t in _PHI3_TOKENS)
+    name = f"{config.name} phi3" if has_tokens else re.sub("(?i)phi-?3", "phi 3", config.name)
     original = model.original_max_position_embeddings or model.max_position_embeddings
     keys: dict[str, Any] = {
         "general.architecture": "phi3",
         "general.type": "model",
-        "general.name": f"{config.name} phi3",
+        "general.name": name,
         "general.quantization_version": 2,
         "general.file_type": SCHEMES[config.type].file_type,
         "phi3.vocab_size": model.vocab_size,

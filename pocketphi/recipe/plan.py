@@ -14,6 +14,19 @@ from pocketphi.recipe.stages import Recipe
 # A forecast that leaves the machine nothing would be killed half-way: keep this much free.
 _SPARE_MEMORY_BYTES = 500_000_000
 _SPARE_DISK_BYTES = 200_000_000
+# Figures that one stage tells the next, of no interest in the table.
+_NOT_SHOWN = {
+    "wall_s",
+    "peak_memory_bytes",
+    "disk_bytes",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,7 @@ class Forecast:
         """Rows for people: stage, time, memory, disk, what else is known."""
         shown = []
         for name, figures in self.stages.items():
-            rest = {
-                k: v for k, v in figures.items() if k not in ("wall_s", "peak_memory_bytes", "disk_bytes")
-            }
+            rest = {k: v for k, v in figures.items() if k not in _NOT_SHOWN}
             notes = ", ".join(
                 f"{k} {quantity(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v}"
                 for k, v in rest.items()

@@ -177,11 +177,11 @@ def _scores(figures: Mapping[str, Any]) -> str:
     found = figures.get("eval")
     if not found:
         return ""
-    accuracies = [e for e in found["tasks"] if e["kind"] != "bits"]
+    accuracies = [e for e in found["tasks"] if e["kind"] not in ("bits", "conversation")]
     left = [_card("Accuracy against chance", plots.scores(accuracies))] if accuracies else []
     rows: list[tuple[str, ...]] = []
     for e in found["tasks"]:
-        percent = e["kind"] != "bits"
+        percent = e["kind"] not in ("bits", "conversation")
         shown = f"{100 * e['value']:.1f}%" if percent else f"{e['value']:.4f}"
         error = (
             ""

@@ -136,11 +136,13 @@ def _compiled_create_block_mask() -> Any:
     return torch.compile(create_block_mask, dynamic=False)
 
 
-def _flex_kernel(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, block_mask: Any) -> Tensor:
+def _flex_kernel(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, block_mask: Any, scale: float | None = None
+) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
     # A compiled FlexAttention (PyTorch 2.13, CPU) ignores where a slice of a tensor made in the same
     # graph begins, and reads the wrong heads. Copies of their own are exact; see the tests.
     q_BHTE, k_BKSE, v_BKSE = q_BHTE.contiguous(), k_BKSE.contiguous(), v_BKSE.contiguous()
-    return flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=block_mask, enable_gqa=grouped)
+    return flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=block_mask, enable_gqa=grouped, scale=scale)

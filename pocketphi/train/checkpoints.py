@@ -3,7 +3,7 @@
 `<folder>/step-00001200/` holds `model.safetensors`, `optimizer.safetensors` and `state.json` (cursor,
 counts, sha256 of the other two, lengths of the logs). It is written under a temporary name, synced and
 renamed, so that a folder of this name is whole; when writing fails (a full disk), the earlier ones
-stay. Two are kept: the newest, and the newest *anchor*, which lies at a fixed number of tokens and is
+stay. A sharded checkpoint has a folder `shards/` instead of the two files (see sharded.py). Two are kept: the newest, and the newest *anchor*, which lies at a fixed number of tokens and is
 where a roll-back returns to (the clock must not decide where).
 """
 
@@ -39,6 +39,10 @@ class Saved:
 
     def tensors(self, file: str) -> Tensors:
         return Tensors(self.path / file)
+
+    @property
+    def is_sharded(self) -> bool:
+        return _WEIGHTS not in self.state["files"]
 
     @property
     def weights(self) -> Tensors:
@@ -83,30 +87,15 @@ class Store:
     ) -> Path:
         """Write a checkpoint for `state["step"]`. Raises UserError when the disk is full or cannot be
         written; the checkpoints before it stay."""
-        final = self.folder / f"step-{state['step']:08d}"
-        work = self.folder / f".{final.name}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
+            work = self.prepare(state["step"])
             # One after the other, so that at most one full copy is in memory.
             for name, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, optimizer)):
                 save_file(tensors(), work / name)
-                _sync(work / name)
-            sums = {name: artifact.file_sha256(work / name) for name in (_WEIGHTS, _OPTIMIZER)}
-            note = {**state, "anchor": anchor, "files": sums}
-            artifact.write_atomic(work / _STATE, json.dumps(note, indent=1))
-            if final.exists():
-                old = self.folder / f".{final.name}.old"
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(final, old)
-                os.replace(work, final)
-                shutil.rmtree(old)
-            else:
-                os.replace(work, final)
-            _sync(self.folder)
+            return self.publish(state, anchor=anchor)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(work, ignore_errors=True)
+            final = self._final(state["step"])
+            shutil.rmtree(self._work(state["step"]), ignore_errors=True)
             last = self.newest()
             kept = (
                 f"the last good checkpoint stays: {last.path}" if last else "there is no earlier checkpoint"
@@ -115,8 +104,41 @@ class Store:
                 f"{final}: the checkpoint could not be written ({error}); {kept}",
                 hint="free some space and run the same command again: it continues from there",
             ) from error
+
+    def prepare(self, step: int) -> Path:
+        """An empty folder under a temporary name, for the files of a checkpoint. Raises OSError."""
+        work = self._work(step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        return work
+
+    def publish(self, state: dict[str, Any], *, anchor: bool) -> Path:
+        """Sync and hash the files of the prepared folder, add the note, rename it. Raises OSError."""
+        final, work = self._final(state["step"]), self._work(state["step"])
+        files = sorted(p for p in work.rglob("*") if p.is_file())
+        for file in files:
+            _sync(file)
+        sums = {file.relative_to(work).as_posix(): artifact.file_sha256(file) for file in files}
+        note = {**state, "anchor": anchor, "files": sums}
+        artifact.write_atomic(work / _STATE, json.dumps(note, indent=1))
+        if final.exists():
+            old = self.folder / f".{final.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(final, old)
+            os.replace(work, final)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, final)
+        _sync(self.folder)
         self._forget_old()
         return final
+
+    def _final(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _work(self, step: int) -> Path:
+        return self.folder / f".step-{step:08d}.tmp"
 
     def newest(self, *, anchor: bool = False) -> Saved | None:
         """The newest whole checkpoint (or anchor); damaged ones are said and passed over."""
@@ -129,6 +151,10 @@ class Store:
             if saved.state["anchor"] or not anchor:
                 return saved
         return None
+
+    def at(self, path: Path) -> Saved:
+        """The checkpoint at `path`, whose files another rank has checked. Raises CheckpointError."""
+        return _open(path, verify=False)
 
     def delete_after(self, step: int) -> None:
         """Remove checkpoints later than `step` (after a roll-back they are of another history)."""
@@ -150,13 +176,13 @@ class Store:
                 shutil.rmtree(path)
 
 
-def _open(path: Path) -> Saved:
+def _open(path: Path, *, verify: bool = True) -> Saved:
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         sums = state["files"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {error!r}") from None
-    for name, expected in sums.items():
+    for name, expected in sums.items() if verify else ():
         file = path / name
         if not file.is_file() or artifact.file_sha256(file) != expected:
             raise CheckpointError(f"{file}: missing or changed since it was written")

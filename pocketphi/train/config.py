@@ -134,6 +134,9 @@ class LoopConfig:
     `checkpoint_every_tokens` 0 means ten times a phase; `checkpoint_every_s` adds some by the clock.
     `compile`, `attention`, `float8` and `checkpoint_layers` are explained in acceleration.py.
     `peak_flops` is the device's, for the MFU; 0 looks it up.
+    `shard_ranks` ranks share one copy of weights and optimizer state (0: those of one node).
+    `sharded_checkpoints` writes checkpoints in pieces, by every rank and in the background; see sharded.py.
+    `trackers` get the figures of metrics.jsonl too; their packages are installed separately.
     """
 
     seed: int = 0
@@ -157,12 +160,17 @@ class LoopConfig:
     evaluate_tokens: int = 20000
     monitor_every_steps: int = 20
     peak_flops: float = 0.0
+    shard_ranks: int = 0
+    sharded_checkpoints: bool = False
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
     sample_prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     sample_tokens: int = 40
 
     def __post_init__(self) -> None:
         if self.clip_grad_norm <= 0 or self.loss_chunk_tokens < 1 or self.z_loss < 0:
             raise ConfigError("clip_grad_norm and loss_chunk_tokens must be positive, z_loss not negative")
+        if self.shard_ranks < 0:
+            raise ConfigError(f"shard_ranks cannot be negative, found {self.shard_ranks}")
         if self.num_threads < 0 or self.checkpoint_every_s <= 0 or self.monitor_every_steps < 1:
             raise ConfigError(
                 "num_threads >= 0, checkpoint_every_s > 0 and monitor_every_steps >= 1 are needed"
@@ -170,19 +178,57 @@ class LoopConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """GPUs to forecast for: `gpu` by a part of its name (H100, H200, A100, B200, ...; empty: this machine).
+
+    `mfu` is the share of the peak that steps reach on one GPU, 0 the default of the table in forecast.py.
+    The rates are per GPU and direction: `node_bytes_per_s` between the GPUs of a node,
+    `network_bytes_per_s` between nodes. `overlap` is the share of communication hidden behind compute.
+    """
+
+    gpu: str = ""
+    num_gpus: int = 1
+    gpus_per_node: int = 8
+    mfu: float = 0.0
+    node_bytes_per_s: float = 3.5e11
+    network_bytes_per_s: float = 4.0e10
+    overlap: float = 0.7
+    downtime: float = 0.05  # share of the time lost to failures, restarts and checkpoints
+
+    def __post_init__(self) -> None:
+        if min(self.num_gpus, self.gpus_per_node) < 1:
+            raise ConfigError("cluster: num_gpus and gpus_per_node must be positive")
+        if self.num_gpus > self.gpus_per_node and self.num_gpus % self.gpus_per_node:
+            raise ConfigError("cluster: num_gpus must be a multiple of gpus_per_node")
+        if not (0 <= self.mfu <= 1 and 0 <= self.overlap <= 1 and 0 <= self.downtime < 1):
+            raise ConfigError("cluster: mfu and overlap lie in 0..1, downtime in [0, 1)")
+        if min(self.node_bytes_per_s, self.network_bytes_per_s) <= 0:
+            raise ConfigError("cluster: node_bytes_per_s and network_bytes_per_s must be positive")
+
+
+@dataclass
 class TrainConfig(LoopConfig):
     """Pre-training: the model's shape by name, changed by `model_overrides`, and the phases.
 
     The vocabulary and the ids of special tokens always come from the tokenizer.
+    `parametrization` mup: rates and `initializer_range` are those of a model of `mup_base_width` (and
+    head size `mup_base_head_dim`; 0: the same), and hold for this one; see model/parametrization.py.
+    `cluster` names the GPUs that `phi recipe plan` forecasts for, instead of this machine.
     """
 
     model: str = "nano"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     scale_residual: bool = True
+    parametrization: Literal["standard", "mup"] = "standard"
+    mup_base_width: int = 256
+    mup_base_head_dim: int = 0
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     phases: list[PhaseConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mup_base_width < 1 or self.mup_base_head_dim < 0:
+            raise ConfigError("mup_base_width must be positive, mup_base_head_dim not negative")
         if not self.phases:
             self.phases = [
                 PhaseConfig(

@@ -1,32 +1,51 @@
 """What a training run will cost, before it starts. Torch-free.
 
-FLOPs are counted from the shape; the speed is the rate of a matrix product measured here for a moment
-(or the peak of a GPU that is present), times the share of it that this trainer reaches.
+Three ways, by what is known:
+- a run on this machine that takes longer than a rehearsal is rehearsed (rehearsal.py): seconds of a step
+  and memory are measured with the real trainer, and multiplied out here;
+- a shorter one, or one that cannot fit, is counted: FLOPs from the shape, over the rate of a matrix
+  product measured here for a moment times the share of it that training reaches;
+- a run on GPUs that are not here (`cluster`) is counted in cluster_forecast.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from pocketphi.core import config as configuration
-from pocketphi.core import machine
+from pocketphi.core import machine, progress
 from pocketphi.model.config import ModelConfig
-from pocketphi.train.config import LoopConfig, SftConfig, TrainConfig
+from pocketphi.train import rehearsal
+from pocketphi.train.cluster_forecast import PEAK_FLOPS, cluster_plan, explain
+from pocketphi.train.config import LoopConfig, PhaseConfig, SftConfig, TrainConfig
 
-# Shares of the matrix-product rate that training reaches; measured, see docs/experiments.md.
-_CPU_SHARE = 0.55
-_GPU_SHARE = 0.40
-# Dense bf16 FLOP/s of GPUs, by a part of the name nvidia-smi gives.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "4090": 165e12}
-# Text of the package's own chats, and of one made from a document.
-_BUILT_IN_BYTES, _CORPUS_CHAT_BYTES = 40_000, 350
-# A process with torch loaded, before any model.
+# Shares of the matrix-product rate that training reaches, where it is not rehearsed: nano on two cores
+# reached 0.3; pocket on an H200 0.2 (docs/experiments.md).
+_CPU_SHARE = 0.30
+_GPU_SHARE = 0.20
+_REHEARSE_FROM_S = 30.0
+_START_S = 5.0
+# Text of a chat made from a document, and tokens that the template adds to a turn.
+_CORPUS_CHAT_BYTES, _TURN_TOKENS = 262, 2.5
+# A process with torch loaded, before any model; what reading Parquet files adds to it.
 _BASE_BYTES = 450_000_000
+_PARQUET_BYTES = 110_000_000
+_TOKENIZER_BYTES = 22_000_000  # of 8192 pieces, which a rehearsal does not load
+_TYPICAL_HELDOUT_SETS = 2  # as full ones: sets are as large as their share of the corpus allows
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
 
 
 def peak_flops_of(name: str) -> float:
@@ -36,65 +55,124 @@ def peak_flops_of(name: str) -> float:
 
 @lru_cache(maxsize=1)
 def measured_flops() -> float:
-    """FLOP/s of a float32 matrix product on this CPU: the best of a few, a fifth of a second in all."""
-    size = 768
+    """FLOP/s of a float32 matrix product on all cores of this CPU: the best of many, a fifth of a second
+    in all. Processor time is taken, so that other programs count little."""
+    size = 512
     rng = np.random.default_rng(0)
     a = rng.standard_normal((size, size), dtype=np.float32)
     a @ a  # starts the threads
     best, until = np.inf, time.perf_counter() + 0.2
-    while time.perf_counter() < until:
-        started = time.perf_counter()
+    while time.perf_counter() < until or not np.isfinite(best):
+        started = time.process_time()
         a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+        best = min(best, max(time.process_time() - started, 1e-6))
+    return 2 * size**3 / best * machine.num_cores()
 
 
 def loop_plan(
-    config: LoopConfig, shape: ModelConfig, tokens: int, sequence_length: int, micro_batch_tokens: int
+    config: LoopConfig,
+    shape: ModelConfig,
+    phases: Sequence[PhaseConfig],
+    *,
+    split_bytes: int = 0,
+    extra_bytes: int = 0,
+    heldout_tokens: int = 0,
 ) -> dict[str, Any]:
-    """Forecast of one run of the loop over `tokens` tokens."""
-    flops = shape.train_flops_per_token(sequence_length) * tokens
-    gpu = machine.gpus() if config.device != "cpu" else []
-    if gpu:
-        rate = (config.peak_flops or peak_flops_of(str(gpu[0]["name"])) or 1e14) * _GPU_SHARE
-    else:
-        rate = measured_flops() * _CPU_SHARE
+    """Forecast of one run of the loop through `phases` on this machine.
+
+    `split_bytes` of token files are mapped into memory as they are read; `extra_bytes` the stage holds
+    besides; `heldout_tokens` are measured at every evaluation.
+    """
+    tokens = [p.num_steps * p.batch_tokens for p in phases]
+    flops = sum(shape.train_flops_per_token(p.sequence_length) * t for p, t in zip(phases, tokens))
     parameters = shape.num_parameters
-    width = 4 if config.dtype == "float32" else 2
-    # Kept for the backward pass, per token and layer: inputs of the norms, products and rotations.
-    per_layer = 12 * shape.hidden_size + 5 * shape.intermediate_size
-    layers = shape.num_hidden_layers
-    activations = micro_batch_tokens * width * (per_layer * max(layers - config.checkpoint_layers, 1))
-    head = 3 * 4 * min(config.loss_chunk_tokens, micro_batch_tokens) * shape.vocab_size
-    memory = 16 * parameters + activations + head + (0 if gpu else _BASE_BYTES)
     export = parameters * (4 if config.export_dtype == "float32" else 2)
+    evaluations = len(phases)
+    if config.evaluate_every_tokens:
+        evaluations += sum(tokens) // config.evaluate_every_tokens
+    seconds = _START_S + flops / _rate(config) * (1 + evaluations * heldout_tokens / sum(tokens) / 3)
+    seconds += 3 * 12 * parameters / 3e8
+    memory: float = max(_counted_memory(config, shape, phase) for phase in phases)
+    found = None
+    fits = 1.5 * memory < machine.memory_available_bytes()
+    if seconds > _REHEARSE_FROM_S and fits and not _on_gpu(config):
+        found = rehearsal.measured(config, shape, phases)
+    if found is not None:
+        seconds, memory = _multiplied_out(config, phases, found, evaluations * heldout_tokens)
+        memory += _TOKENIZER_BYTES * shape.vocab_size / 8192
+    memory += min(split_bytes, 2 * sum(tokens)) + extra_bytes
     return {
-        "tokens": int(tokens),
+        "tokens": int(sum(tokens)),
         "parameters": parameters,
         "flops": float(flops),
-        "wall_s": round(6 + flops / rate + 3 * 12 * parameters / 3e8, 1),
-        "tokens_per_s": round(tokens * rate / flops, 1),
+        "wall_s": round(seconds, 1),
+        "tokens_per_s": round(sum(tokens) / seconds, 1),
+        "rehearsed": int(found is not None),
         "peak_memory_bytes": int(memory),
         # The artifact, and while the run goes on two checkpoints of weights and optimizer state.
-        "disk_bytes": int(export + 2 * 12 * parameters + 200 * tokens / max(micro_batch_tokens, 1)),
+        "disk_bytes": int(export + 2 * 12 * parameters + 200 * sum(p.num_steps for p in phases)),
         "vocab_size": shape.vocab_size,
     }
 
 
+def _multiplied_out(
+    config: LoopConfig, phases: Sequence[PhaseConfig], found: rehearsal.Measured, evaluated: int
+) -> tuple[float, float]:
+    """Seconds and bytes of the run whose parts were measured."""
+    seconds = found.start_s + evaluated * found.evaluate_token_s
+    seconds += len(phases) * len(config.sample_prompts) * config.sample_tokens * found.sample_token_s
+    checkpoints = 0.0
+    for phase, step_s in zip(phases, found.step_s):
+        steps = phase.num_steps * step_s
+        every = config.checkpoint_every_tokens or max(1, phase.tokens // 10)
+        # Once after so many tokens, and once when so many seconds have passed without.
+        checkpoints += max(phase.tokens / every, steps / config.checkpoint_every_s) + 1
+        seconds += steps
+    return seconds + checkpoints * found.checkpoint_s, found.peak_memory_bytes
+
+
+def _on_gpu(config: LoopConfig) -> bool:
+    return config.device != "cpu" and bool(machine.gpus())
+
+
+def _rate(config: LoopConfig) -> float:
+    """FLOP/s that training reaches here, where it is not measured."""
+    gpu = machine.gpus() if config.device != "cpu" else []
+    if gpu:
+        return (config.peak_flops or peak_flops_of(str(gpu[0]["name"])) or 1e14) * _GPU_SHARE
+    cores = machine.num_cores()
+    return measured_flops() * _CPU_SHARE * min(config.num_threads or cores, cores) / cores
+
+
+def _counted_memory(config: LoopConfig, shape: ModelConfig, phase: PhaseConfig) -> int:
+    width = 4 if config.dtype == "float32" else 2
+    # Kept for the backward pass, per token and layer: inputs of the norms, products and rotations.
+    per_layer = 12 * shape.hidden_size + 5 * shape.intermediate_size
+    layers = max(shape.num_hidden_layers - config.checkpoint_layers, 1)
+    activations = phase.micro_batch_tokens * width * per_layer * layers
+    head = 3 * 4 * min(config.loss_chunk_tokens, phase.micro_batch_tokens) * shape.vocab_size
+    return 16 * shape.num_parameters + activations + head + (0 if _on_gpu(config) else _BASE_BYTES)
+
+
 def train_plan(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Forecast of pre-training: tokens, parameters, flops, wall_s, tokens_per_s, memory and disk."""
+    """Forecast of pre-training: tokens, parameters, flops, wall_s, tokens_per_s, memory and disk.
+
+    With `config.cluster.gpu` it is that of the cluster; see `cluster_forecast.cluster_plan`.
+    """
     shape = planned_shape(config, inputs_plan)
-    totals: dict[str, Any] = {}
-    for phase in config.phases:
-        tokens = phase.num_steps * phase.batch_tokens
-        part = loop_plan(config, shape, tokens, phase.sequence_length, phase.micro_batch_tokens)
-        for key in ("tokens", "flops", "wall_s"):
-            totals[key] = round(totals.get(key, 0) + part[key], 1)
-        totals["peak_memory_bytes"] = max(totals.get("peak_memory_bytes", 0), part["peak_memory_bytes"])
-        for key in ("parameters", "disk_bytes", "vocab_size"):
-            totals[key] = part[key]
-    totals["tokens_per_s"] = round(totals["tokens"] / totals["wall_s"], 1)
-    return totals
+    if config.cluster.gpu:
+        figures = cluster_plan(config, shape)
+        progress.say(explain(figures, config.cluster.gpu))
+    else:
+        figures = loop_plan(
+            config,
+            shape,
+            config.phases,
+            split_bytes=int(inputs_plan.get("shards", {}).get("disk_bytes", 0)),
+            heldout_tokens=_TYPICAL_HELDOUT_SETS * config.evaluate_tokens,
+        )
+    # Flat figures of the shape: fine-tuning is planned with the same one.
+    return figures | {name: int(getattr(shape, name)) for name in _SHAPE}
 
 
 def planned_shape(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> ModelConfig:
@@ -110,27 +188,48 @@ def planned_shape(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, An
 
 
 def sft_plan(config: SftConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Forecast of fine-tuning; chat tokens are guessed from the sizes of the files (4 bytes a token).
+    """Forecast of fine-tuning; chat tokens are estimated from the bytes of the chats.
 
-    The model is the one of the plan's `train` stage, as far as its figures tell; nano without one.
+    The model is the one of the plan's `train` stage; nano without one.
     """
-    from pocketphi.train.chat_data import data_bytes
+    from pocketphi.train.chat_data import built_in, data_bytes
 
-    built_in = _BUILT_IN_BYTES * config.repeat_built_in if config.built_in else 0
-    text = data_bytes(config.data) + _CORPUS_CHAT_BYTES * config.from_corpus + built_in
-    tokens = max(int(config.epochs * text / 4 * 1.15), config.batch_tokens)
-    plan = loop_plan(
-        config, ModelConfig.named("nano"), tokens, config.sequence_length, config.micro_batch_tokens
-    )
     train = inputs_plan.get("train", {})
-    if {"flops", "tokens", "parameters"} <= set(train):
-        grown = float(train["flops"]) / float(train["tokens"]) / (plan["flops"] / tokens)
-        more = float(train["parameters"]) / plan["parameters"]
-        plan["flops"] *= grown
-        plan["wall_s"] = round(6 + (plan["wall_s"] - 6) * grown, 1)
-        plan["tokens_per_s"] = round(plan["tokens_per_s"] / grown, 1)
-        plan["disk_bytes"] = int(plan["disk_bytes"] * more)
-        plan["peak_memory_bytes"] = max(plan["peak_memory_bytes"], int(train.get("peak_memory_bytes", 0)))
-        plan["parameters"] = train["parameters"]
+    tree = configuration.to_tree(ModelConfig.named("nano"))
+    if set(_SHAPE) <= set(train):
+        tree |= {name: train[name] for name in _SHAPE}
+        tree["tie_word_embeddings"] = bool(train["tie_word_embeddings"])
+        tree["original_max_position_embeddings"] = None
+        tree["vocab_size"] = int(train["vocab_size"])
+    shape = ModelConfig(**tree)
+    text: float = data_bytes(config.data)
+    turns = text / 400  # of chats in files, where nothing else is known
+    corpus_chats = config.from_corpus if "corpus" in inputs_plan else 0
+    text += corpus_chats * _CORPUS_CHAT_BYTES
+    turns += 2 * corpus_chats
+    if config.built_in:
+        messages = [content for chat in built_in() for _, content in chat.messages]
+        text += config.repeat_built_in * sum(len(content.encode()) for content in messages)
+        turns += config.repeat_built_in * len(messages)
+    per_token = 3.75 + 0.3 * np.log2(max(shape.vocab_size, 512) / 8192)
+    tokens = (1 - config.heldout_ratio / 2) * (text / per_token + _TURN_TOKENS * turns)
+    rows = max(1.0, 1.01 * tokens / config.sequence_length)
+    steps = max(1, round(config.epochs * rows / (config.batch_tokens // config.sequence_length)))
+    phase = PhaseConfig(
+        name="sft",
+        tokens=steps * config.batch_tokens,
+        learning_rate=config.learning_rate,
+        sequence_length=config.sequence_length,
+        batch_tokens=config.batch_tokens,
+        micro_batch_tokens=config.micro_batch_tokens,
+        document_mask=config.document_mask,
+    )
+    plan = loop_plan(
+        config,
+        shape,
+        [phase],
+        extra_bytes=_PARQUET_BYTES if corpus_chats else 0,
+        heldout_tokens=int(config.heldout_ratio * tokens),
+    )
     del plan["vocab_size"]
     return plan

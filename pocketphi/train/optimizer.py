@@ -89,28 +89,38 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """The optimizers of a run behind one face: rate, step, and state by parameter name."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        rate_factor: Callable[[str, str], float] = lambda group, kind: 1.0,
+    ) -> None:
+        """`rate_factor(group, kind)` multiplies the rate of a group under `kind` (adamw or muon); the
+        group's weight decay is divided by it, so that rate times decay stays."""
         self.names = {id(p): name for name, p in model.named_parameters()}
         groups = parameter_groups(model)
         decay = config.weight_decay
+        factor = rate_factor("head", "adamw")
         adamw: list[dict[str, Any]] = [
-            {"params": groups["head"], "weight_decay": decay},
-            {"params": [*groups["table"], *groups["norms"]], "weight_decay": 0.0},
+            {"params": groups["head"], "weight_decay": decay / factor, "factor": factor},
+            {"params": groups["table"], "weight_decay": 0.0, "factor": rate_factor("table", "adamw")},
+            {"params": groups["norms"], "weight_decay": 0.0, "factor": rate_factor("norms", "adamw")},
         ]
+        factor = rate_factor("matrices", config.kind)
         self.optimizers: list[torch.optim.Optimizer] = []
         if config.kind == "muon":
             self.optimizers.append(
                 Muon(
-                    groups["matrices"],
+                    [{"params": groups["matrices"], "factor": factor}],
                     lr=0.0,
                     momentum=config.muon_momentum,
-                    weight_decay=decay,
+                    weight_decay=decay / factor,
                     iterations=config.muon_iterations,
                     parts=_parts(model),
                 )
             )
         else:
-            adamw.insert(0, {"params": groups["matrices"], "weight_decay": decay})
+            adamw.insert(0, {"params": groups["matrices"], "weight_decay": decay / factor, "factor": factor})
         self.optimizers.append(
             torch.optim.AdamW(
                 [g for g in adamw if g["params"]],
@@ -127,7 +137,7 @@ class Optimizers:
     def step(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["factor"]
             optimizer.step()
 
     def zero_grad(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pocketphi.core.errors import UserError
+from pocketphi.core.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class World:
         torch.distributed.all_reduce(sums)
         return sums.tolist()
 
+    def largest(self, value: float) -> float:
+        """The largest of all ranks' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return float(found)
+
     def tell(self, value: Any) -> Any:
         """Give every rank what the main rank has (JSON-like values)."""
         if self.size == 1:
@@ -50,14 +58,31 @@ class World:
         if self.size > 1:
             torch.distributed.barrier()
 
-    def shard(self, module: nn.Module, layers: nn.ModuleList, *, low_precision: bool) -> None:
-        """Shard weights, gradients and optimizer state over all ranks (FSDP2), block by block."""
+    def shard(
+        self, module: nn.Module, layers: nn.ModuleList, *, low_precision: bool, shard_ranks: int = 0
+    ) -> None:
+        """Shard weights, gradients and optimizer state over ranks (FSDP2), block by block.
+
+        `shard_ranks` ranks hold one copy of the model, and the copies are replicas (HSDP: on many nodes
+        the weights then travel inside a node only). 0 means the ranks of one node. Raises ConfigError
+        when the ranks do not divide by it.
+        """
         if self.size == 1:
             return
+        shard_ranks = shard_ranks or int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        if self.size % shard_ranks:
+            raise ConfigError(f"{self.size} ranks do not divide into groups of shard_ranks {shard_ranks}")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        if shard_ranks == self.size:
+            mesh = init_device_mesh(self.device.type, (self.size,))
+        else:
+            mesh = init_device_mesh(
+                self.device.type,
+                (self.size // shard_ranks, shard_ranks),
+                mesh_dim_names=("replicate", "shard"),
+            )
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if low_precision else None, reduce_dtype=torch.float32
         )
@@ -83,11 +108,30 @@ def world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    store, _, _ = next(torch.distributed.rendezvous("env://"))
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=torch.distributed.PrefixStore(_attempt(), store),
+        rank=rank,
+        world_size=size,
+    )
     try:
         yield World(rank, size, place)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _attempt() -> str:
+    """A name for this start of the ranks, the same on all of them.
+
+    torchrun (PyTorch 2.13) keeps its store when it starts ranks again, and a rank that is quick finds the
+    addresses of those that died: it is refused, or waits for ever. On one node the count of restarts
+    tells the starts apart. Nodes count theirs differently: there the launcher must make a new store
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/guides/training.md).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return "start"
+    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def whole(tensor: Tensor) -> Tensor:

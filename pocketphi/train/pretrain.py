@@ -22,6 +22,7 @@ from pocketphi.core import config as configuration
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import ConfigError, DataError
 from pocketphi.model import ModelConfig, PhiForCausalLM
+from pocketphi.model.parametrization import MaximalUpdate
 from pocketphi.train import parallel
 from pocketphi.train.checkpoints import Store
 from pocketphi.train.config import LoopConfig, TrainConfig
@@ -41,6 +42,9 @@ def run(
     empty or of another tokenizer, ConfigError for settings that contradict them, UserError when the
     guard stops the run or the disk is full.
     """
+    for name in ("shards", "tokenizer"):
+        if name not in inputs:
+            raise ConfigError(f"training needs {name}", hint="phi train SHARDS TOKENIZER --recipe RECIPE")
     shards = artifact.load(inputs["shards"], kind="shards")
     parents = [shards]
     tokenizer_folder = Path(given.path if isinstance(given := inputs["tokenizer"], Artifact) else given)
@@ -83,8 +87,20 @@ def run(
         def sample(model: PhiForCausalLM) -> list[dict[str, Any]]:
             return continuations(model, tokenizer, config.sample_prompts, config.sample_tokens)
 
+        scaled = None
+        if config.parametrization == "mup":
+            scaled = MaximalUpdate.of(model.config, config.mup_base_width, config.mup_base_head_dim)
         trainer = Trainer(
-            model, phases, config, world=world, store=store, logs=logs, heldout=heldout, sample=sample
+            model,
+            phases,
+            config,
+            world=world,
+            store=store,
+            logs=logs,
+            heldout=heldout,
+            sample=sample,
+            maximal_update=scaled,
+            redraw="checkpoint" not in inputs,
         )
         return trainer, tokenizer
 

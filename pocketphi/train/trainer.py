@@ -7,18 +7,18 @@ gradients of micro-batches, divides by the number of targets of the *whole* batc
 updates. Everything a step depends on is in the checkpoint: weights, optimizer state, cursor, guard,
 generator states, lengths of the logs. So a run that was killed ends in the same bits.
 
-`metrics.jsonl` holds what the arithmetic gives (loss, rate, norms, held-out figures), never times;
-times and speeds go to the log of the run (`progress.event`) and into the artifact's timings.
+`metrics.jsonl` holds what the arithmetic gives (loss, rate, norms, monitors, held-out figures), never
+times; times and speeds go to the log of the run (`progress.event`) and into the artifact's timings.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,21 @@ from torch import Tensor
 
 from pocketphi.core import progress
 from pocketphi.core.errors import ConfigError, UserError
+from pocketphi.model.parametrization import MaximalUpdate
 from pocketphi.model.transformer import PhiForCausalLM
-from pocketphi.train import checkpoints
+from pocketphi.train import checkpoints, journal, sharded
 from pocketphi.train.acceleration import AccelerationConfig, accelerate, unaccelerated
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
 from pocketphi.train.data import Batch, Feed
 from pocketphi.train.forecast import peak_flops_of
 from pocketphi.train.guard import Guard
+from pocketphi.train.journal import METRICS, SAMPLES, Clock, Journal
 from pocketphi.train.loss import TokenLoss
+from pocketphi.train.monitors import UpdateRatio, attention_logit_max
 from pocketphi.train.optimizer import Optimizers
 from pocketphi.train.parallel import World, sharded_like, whole
 from pocketphi.train.schedule import learning_rate
-
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
-_EVENT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ class Trainer:
     """Runs phases on a model; continues from the newest checkpoint in `store`.
 
     `logs` is the folder of metrics.jsonl and samples.jsonl. `sample` makes the sample texts of a model,
-    one dictionary each. Raises UserError when the guard stops the run or a checkpoint cannot be
+    one dictionary each. `maximal_update` trains under that parametrisation (the model comes with standard
+    initial weights, or with `redraw` False with a plain checkpoint's). Raises UserError when the guard stops the run or a checkpoint cannot be
     written, ConfigError when a batch does not divide over the ranks.
     """
 
@@ -108,8 +108,10 @@ class Trainer:
         logs: Path,
         heldout: Sequence[HeldOut] = (),
         sample: Callable[[PhiForCausalLM], list[dict[str, Any]]] | None = None,
+        maximal_update: MaximalUpdate | None = None,
+        redraw: bool = True,
     ) -> None:
-        self.config, self.phases, self.world, self.store, self.logs = config, list(phases), world, store, logs
+        self.config, self.phases, self.world, self.store = config, list(phases), world, store
         self.heldout, self.sample = list(heldout), sample
         for phase in self.phases:
             rows = phase.config.rows_per_step
@@ -118,11 +120,16 @@ class Trainer:
                     f"phase '{phase.config.name}': {rows} rows a step do not divide over {world.size} ranks",
                     hint=f"choose batch_tokens as a multiple of {world.size * phase.config.sequence_length}",
                 )
+        forget_peak_memory(world.device)
         self.model = model.to(world.device)
         self.model.train()
         self.loss_model = TokenLoss(self.model, z_weight=config.z_loss, chunk=config.loss_chunk_tokens)
         low = config.dtype == "bfloat16"
-        world.shard(self.loss_model, self.model.model.layers, low_precision=low)
+        if maximal_update is not None:
+            maximal_update.start(self.model, redraw=redraw)
+        world.shard(
+            self.loss_model, self.model.model.layers, low_precision=low, shard_ranks=config.shard_ranks
+        )
         accelerate(
             self.model,
             AccelerationConfig(
@@ -133,13 +140,17 @@ class Trainer:
             ),
         )
         self._autocast = low and world.size == 1
-        self.optimizers = Optimizers(self.model, config.optimizer)
+        factors = {} if maximal_update is None else {"rate_factor": maximal_update.rate_factor}
+        self.optimizers = Optimizers(self.model, config.optimizer, **factors)
+        self._update_ratio = UpdateRatio(self.model)
         self.guard = Guard(config.guard)
         self.cursor = Cursor()
         self.last_loss = math.nan
         self.last_heldout: dict[str, dict[str, float]] = {}
-        self._log_bytes: dict[str, int] = {METRICS: 0, SAMPLES: 0}
-        self._clock = _Clock()
+        kept = journal.trackers(list(config.trackers), logs, asdict(config)) if world.is_main else []
+        self.journal = Journal(logs, writes=world.is_main, trackers=kept)
+        self._background = sharded.Background(world)
+        self._clock = Clock()
         self._evaluated_at = -1
         self._last_checkpoint = time.monotonic()
         self.peak_flops = config.peak_flops or _known_peak(world.device)
@@ -148,7 +159,19 @@ class Trainer:
 
     def run(self) -> Result:
         """Train through all phases and return how it ended."""
-        self._start()
+        self._run_phases()
+        self._background.wait()
+        self.world.barrier()
+        self.journal.close()
+        timings = self._clock.figures()
+        flops = self.model.config.train_flops_per_token(self.phases[-1].config.sequence_length)
+        if self.peak_flops and timings["tokens_per_s"]:
+            timings["mfu"] = timings["tokens_per_s"] * flops / self.peak_flops / self.world.size
+        timings["peak_memory_bytes"] = peak_memory_bytes(self.world.device)
+        return Result(self.cursor, self.guard, self.last_loss, self.last_heldout, timings)
+
+    def _run_phases(self) -> None:
+        self.start()
         while self.cursor.phase < len(self.phases):
             phase = self.phases[self.cursor.phase]
             self._announce(phase)
@@ -157,18 +180,12 @@ class Trainer:
             with _main_bar(self.world, phase.config.name, total, done) as bar:
                 while self.cursor.phase_step < phase.config.num_steps:
                     before = self.cursor.phase_step
-                    self._one_step(phase)
+                    self.one_step(phase)
                     moved = self.cursor.phase_step - before
                     bar.advance(moved * phase.config.batch_tokens, loss=self.last_loss)
                     if self.cursor.phase_step < phase.config.num_steps:
                         self._between_steps(phase)
             self._end_phase(phase)
-        timings = self._clock.figures()
-        flops = self.model.config.train_flops_per_token(self.phases[-1].config.sequence_length)
-        if self.peak_flops and timings["tokens_per_s"]:
-            timings["mfu"] = timings["tokens_per_s"] * flops / self.peak_flops / self.world.size
-        timings["peak_memory_bytes"] = peak_memory_bytes(self.world.device)
-        return Result(self.cursor, self.guard, self.last_loss, self.last_heldout, timings)
 
     def plain_model(self) -> PhiForCausalLM:
         """The model with whole weights on this device (a collective call where it is sharded)."""
@@ -177,12 +194,16 @@ class Trainer:
         weights = {name: whole(p) for name, p in self.model.named_parameters()}
         plain = PhiForCausalLM(self.model.config).to(self.world.device)
         plain.load_state_dict(weights, strict=False)
+        plain.output_factor = self.model.output_factor
+        for mine, theirs in zip(self.model.model.layers, plain.model.layers):
+            theirs.self_attn.scale = mine.self_attn.scale  # type: ignore[union-attr]
         plain.stop_ids = self.model.stop_ids
         return plain
 
     # One step
 
-    def _one_step(self, phase: Phase) -> None:
+    def one_step(self, phase: Phase) -> None:
+        """Take the next step of `phase`: accepted, skipped, rolled back or stopped, as the guard judges."""
         settings, cursor = phase.config, self.cursor
         started = time.monotonic()
         rate = learning_rate(settings, cursor.phase_step * settings.batch_tokens, settings.batch_tokens)
@@ -193,6 +214,8 @@ class Trainer:
             raise UserError(
                 f"phase '{settings.name}': a batch at row {cursor.row} has no target to learn from"
             )
+        monitored = (cursor.step + 1) % self.config.monitor_every_steps == 0
+        logit_max = self._attention_logit_max(batch) if monitored else 0.0
         loss_sum, z_sum = self._gradients(batch, settings, num_targets)
         loss_sum, z_sum = self.world.total(loss_sum, z_sum)
         loss = loss_sum / num_targets
@@ -209,28 +232,31 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": _json_number(grad_norm),
         }
-        if self.config.z_loss:
+        if self.config.z_loss or monitored:
             line["z_loss"] = _json_number(z_sum / num_targets)
         if verdict == "accept":
-            monitored = (cursor.step + 1) % self.config.monitor_every_steps == 0
-            before = self._matrices() if monitored else []
+            if monitored:
+                line["attention_logit_max"] = _json_number(logit_max)
+                self._update_ratio.before()
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
             self.optimizers.step(rate)
             if monitored:
-                line["update_ratio"] = _update_ratio(before, self._matrices(copy=False))
+                ratios = self._update_ratio.after(self.world)
+                line["update_ratio"] = ratios.pop("all")
+                line["update_ratios"] = ratios
             self.last_loss = loss
         else:
             line[verdict] = reason
         self.optimizers.zero_grad()
         if verdict == "roll_back":
-            self._write(METRICS, line)
+            self.journal.write(METRICS, line)
             self._roll_back(phase, reason)
             return
         cursor.step += 1
         cursor.tokens += settings.batch_tokens
         cursor.phase_step += 1
         cursor.row += settings.rows_per_step
-        self._write(METRICS, line)
+        self.journal.write(METRICS, line)
         if verdict != "accept":
             self._say(f"step {cursor.step}: {reason}; the step is skipped ({self.guard.num_skipped} so far)")
         if verdict == "stop":
@@ -256,6 +282,11 @@ class Trainer:
         values = sums.tolist()
         return values[0], values[1]
 
+    def _attention_logit_max(self, batch: Batch) -> float:
+        ids_BT = torch.from_numpy(batch.ids_BT[:1]).to(self.world.device)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
+            return attention_logit_max(self.loss_model, ids_BT, self.world)
+
     def _losses(self, batch: Batch, document_mask: bool) -> tuple[Tensor, Tensor]:
         device = self.world.device
         ids_BT = torch.from_numpy(batch.ids_BT).to(device, non_blocking=True)
@@ -269,15 +300,15 @@ class Trainer:
     def _between_steps(self, phase: Phase) -> None:
         every = self.config.evaluate_every_tokens
         if every and _crossed(self.cursor.tokens, phase.config.batch_tokens, every):
-            self._evaluate()
+            self.evaluate()
         every = self.config.checkpoint_every_tokens or max(1, phase.config.tokens // 10)
         anchor = _crossed(self.cursor.tokens, phase.config.batch_tokens, every)
         late = time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s
         if anchor or self.world.tell(late):
-            self._save(anchor=anchor)
+            self.save(anchor=anchor)
 
     def _end_phase(self, phase: Phase) -> None:
-        self._evaluate()
+        self.evaluate()
         if self.sample is not None:
             plain = self.plain_model()
             if self.world.is_main:
@@ -285,14 +316,16 @@ class Trainer:
                 with unaccelerated(plain):
                     texts = self.sample(plain)
                 for text in texts:
-                    self._write(SAMPLES, {"phase": phase.config.name, "step": self.cursor.step, **text})
+                    self.journal.write(
+                        SAMPLES, {"phase": phase.config.name, "step": self.cursor.step, **text}
+                    )
                 plain.train()
         self.cursor.phase += 1
         self.cursor.phase_step = self.cursor.row = 0
         self.guard.new_phase()
-        self._save(anchor=True)
+        self.save(anchor=True)
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
         """Measure the held-out sets and log them; text bytes make it bits per byte."""
         if not self.heldout or self._evaluated_at == self.cursor.step:
             return
@@ -305,7 +338,7 @@ class Trainer:
         self.model.train()
         self.last_heldout = found
         line = {"event": "heldout", "step": self.cursor.step, "tokens": self.cursor.tokens, "heldout": found}
-        self._write(METRICS, line)
+        self.journal.write(METRICS, line)
         progress.event("heldout", **{k: v for k, v in line.items() if k != "event"})
 
     def _measure(self, entry: HeldOut) -> dict[str, float]:
@@ -330,9 +363,13 @@ class Trainer:
 
     # Checkpoints
 
-    def _start(self) -> None:
-        saved = self.store.newest()
-        if saved is not None and not self._logs_hold(saved):
+    def start(self) -> None:
+        """Continue from the newest checkpoint, or write the first one."""
+        # The main rank decides: all ranks must mean the same folder.
+        found = self.store.newest() if self.world.is_main else None
+        path = self.world.tell(None if found is None else str(found.path))
+        saved = found if found is not None or path is None else self.store.at(Path(path))
+        if saved is not None and not self.world.tell(self.journal.holds(saved.state["logs"])):
             self._say("the logs of the checkpoint are gone; starting again")
             saved = None
         if saved is None:
@@ -340,54 +377,87 @@ class Trainer:
                 self.store.clear()
             self.world.barrier()
             torch.manual_seed(self.config.seed)
-            self._truncate({METRICS: 0, SAMPLES: 0})
-            self._save(anchor=True)
+            self.journal.truncate({METRICS: 0, SAMPLES: 0})
+            self.save(anchor=True)
             return
         self._restore(saved)
         self.guard.load_state(saved.state["guard"])
         self.cursor = Cursor(**saved.state["cursor"])
-        self._truncate(saved.state["logs"])
+        self.journal.truncate(saved.state["logs"])
         self._say(f"continuing at step {self.cursor.step} ({progress.quantity(self.cursor.tokens)} tokens)")
 
-    def _save(self, *, anchor: bool) -> None:
-        weights = {name: whole(p) for name, p in self.model.named_parameters()}
-        state = {key: whole(value) for key, value in self.optimizers.state().items()}
-        self.world.barrier()
-        if self.world.is_main:
-            note = {
-                "step": self.cursor.step,
-                "cursor": asdict(self.cursor),
-                "guard": self.guard.state(),
-                "logs": self._log_bytes,
-                "last_loss": _json_number(self.last_loss),
-                "heldout": self.last_heldout,
-            }
-            generators = checkpoints.rng_state(self.world.device)
-            self.store.write(
-                note, lambda: _on_cpu(weights), lambda: _on_cpu({**state, **generators}), anchor=anchor
+    def save(self, *, anchor: bool) -> None:
+        """Write a checkpoint of now (a collective call); in the background where it is sharded."""
+        generators = checkpoints.rng_state(self.world.device)
+        note = {
+            "step": self.cursor.step,
+            "cursor": asdict(self.cursor),
+            "guard": self.guard.state(),
+            "logs": dict(self.journal.lengths),
+            "last_loss": _json_number(self.last_loss),
+            "heldout": self.last_heldout,
+        }
+        if self.config.sharded_checkpoints:
+            self._background.wait()
+            tensors = {f"weight:{n}": p.detach() for n, p in self.model.named_parameters()}
+            tensors |= {f"optimizer:{n}": t for n, t in self.optimizers.state().items()} | generators
+            folder = self.store.prepare(self.cursor.step) if self.world.is_main else None
+            folder = Path(self.world.tell(str(folder)))
+            self._background.begin(
+                folder / sharded.SHARDS, tensors, lambda: self.store.publish(note, anchor=anchor)
             )
-        self.world.barrier()
+        else:
+            weights = {name: whole(p) for name, p in self.model.named_parameters()}
+            state = {key: whole(value) for key, value in self.optimizers.state().items()}
+            self.world.barrier()
+            if self.world.is_main:
+                self.store.write(
+                    note, lambda: _on_cpu(weights), lambda: _on_cpu({**state, **generators}), anchor=anchor
+                )
+            self.world.barrier()
         self._last_checkpoint = time.monotonic()
         progress.event("checkpoint", step=self.cursor.step, tokens=self.cursor.tokens)
 
     def _restore(self, saved: Saved) -> None:
-        weights, optimizer = saved.weights, saved.optimizer
         parameters = dict(self.model.named_parameters())
-        if set(parameters) != set(weights.names):
-            raise UserError(f"{saved.path}: the checkpoint is of another model")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(sharded_like(weights.read(name), parameter))
-        generators = [n for n in optimizer.names if n.startswith("rng:")]
-        checkpoints.load_rng_state({n: optimizer.read(n) for n in generators}, self.world.device)
-        keys = [n for n in optimizer.names if n not in generators]
-        self.optimizers.load_state(lambda key, like: sharded_like(optimizer.read(key), like), keys)
+        if saved.is_sharded:
+            generators = self._restore_sharded(saved, parameters)
+        else:
+            weights, optimizer = saved.weights, saved.optimizer
+            if set(parameters) != set(weights.names):
+                raise UserError(f"{saved.path}: the checkpoint is of another model")
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(sharded_like(weights.read(name), parameter))
+            generators = {n: optimizer.read(n) for n in optimizer.names if n.startswith("rng:")}
+            keys = [n for n in optimizer.names if n not in generators]
+            self.optimizers.load_state(lambda key, like: sharded_like(optimizer.read(key), like), keys)
+        checkpoints.load_rng_state(generators, self.world.device)
         last = saved.state["last_loss"]
         self.last_loss = math.nan if last is None else last
         self.last_heldout = saved.state["heldout"]
 
+    def _restore_sharded(self, saved: Saved, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read a sharded checkpoint onto this run's ranks, however many wrote it."""
+        folder = saved.path / sharded.SHARDS
+        shapes = sharded.stored_shapes(folder)
+        if {f"weight:{name}" for name in parameters} != {n for n in shapes if n.startswith("weight:")}:
+            raise UserError(f"{saved.path}: the checkpoint is of another model")
+        tensors = {f"weight:{name}": p.detach() for name, p in parameters.items()}
+        generators = {n: torch.empty(s, dtype=torch.uint8) for n, s in shapes.items() if n.startswith("rng:")}
+        keys = [n.removeprefix("optimizer:") for n in shapes if n.startswith("optimizer:")]
+        for key in keys:
+            like, shape = parameters[key.rpartition(":")[0]], shapes[f"optimizer:{key}"]
+            same = tuple(like.shape) == shape
+            tensors[f"optimizer:{key}"] = torch.zeros_like(like.detach()) if same else torch.zeros(shape)
+        sharded.read(folder, {**tensors, **generators}, self.world)
+        self.optimizers.load_state(lambda key, like: tensors[f"optimizer:{key}"], keys)
+        return generators
+
     def _roll_back(self, phase: Phase, reason: str) -> None:
         """Return to the last anchor of this phase, and leave out the rows read since."""
+        self._background.wait()
+        self.world.barrier()
         saved = self.store.newest(anchor=True)
         if saved is None:
             raise UserError(
@@ -406,36 +476,12 @@ class Trainer:
             f"step {step}: {reason}; back to step {self.cursor.step}, data up to row {next_row} of "
             f"'{phase.config.name}' is left out (roll-back {self.guard.num_roll_backs})"
         )
-        self._write(
+        self.journal.write(
             METRICS,
             {"event": "roll_back", "from_step": step, "to_step": self.cursor.step, "next_row": next_row},
         )
 
     # Logs
-
-    def _write(self, name: str, line: dict[str, Any]) -> None:
-        if not self.world.is_main:
-            return
-        raw = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with open(self.logs / name, "ab") as file:
-            file.write(raw)
-        self._log_bytes[name] += len(raw)
-
-    def _truncate(self, lengths: dict[str, int]) -> None:
-        """Cut the logs to what they held when the checkpoint was written."""
-        self._log_bytes = dict(lengths)
-        if not self.world.is_main:
-            return
-        for name, length in lengths.items():
-            with open(self.logs / name, "ab") as file:
-                file.truncate(length)
-
-    def _logs_hold(self, saved: Saved) -> bool:
-        enough = not self.world.is_main or all(
-            length == 0 or ((self.logs / name).exists() and (self.logs / name).stat().st_size >= length)
-            for name, length in saved.state["logs"].items()
-        )
-        return bool(self.world.tell(enough))
 
     def _event(self, settings: PhaseConfig, line: dict[str, Any]) -> None:
         if not (self.world.is_main and self._clock.event_due()):
@@ -465,45 +511,24 @@ class Trainer:
         if self.world.is_main:
             progress.say(message)
 
-    def _matrices(self, copy: bool = True) -> list[Tensor]:
-        found = [p.detach() for p in self.model.parameters() if p.dim() == 2]
-        return [p.clone() for p in found] if copy else found
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class _Clock:
-    """Speed of the steps alone, without evaluation and checkpoints."""
-
-    def __init__(self) -> None:
-        self.tokens = self._recent_tokens = 0
-        self.seconds = self._recent_seconds = 0.0
-        self._last_event = 0.0
-
-    def step(self, tokens: int, seconds: float) -> None:
-        self.tokens += tokens
-        self.seconds += seconds
-        self._recent_tokens += tokens
-        self._recent_seconds += seconds
-
-    def event_due(self) -> bool:
-        return time.monotonic() - self._last_event >= _EVENT_EVERY_S
-
-    def recent_tokens_per_s(self) -> float:
-        speed = self._recent_tokens / max(self._recent_seconds, 1e-9)
-        self._recent_tokens, self._recent_seconds = 0, 0.0
-        self._last_event = time.monotonic()
-        return speed
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "train_s": round(self.seconds, 3),
-            "tokens_per_s": round(self.tokens / self.seconds, 1) if self.seconds else 0.0,
-        }
+def forget_peak_memory(device: torch.device) -> None:
+    """Count the peak from now on, where the system lets one (stages of a recipe share a process)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory this process has held: of the GPU where it trains on one, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(_STATUS.read_text().split("VmHWM:")[1].split()[0]) * 1024
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -512,13 +537,6 @@ def _known_peak(device: torch.device) -> float:
     if device.type != "cuda":
         return 0.0
     return peak_flops_of(torch.cuda.get_device_name(device))
-
-
-def _update_ratio(before: list[Tensor], after: list[Tensor]) -> float:
-    """Norm of the change of all matrices over their norm."""
-    change = sum(float(whole((b - a).square().sum())) for a, b in zip(before, after))
-    size = sum(float(whole(a.square().sum())) for a in before)
-    return math.sqrt(change / size) if size else 0.0
 
 
 def _crossed(tokens: int, step_tokens: int, every: int) -> bool:

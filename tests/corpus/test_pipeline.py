@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -276,3 +277,49 @@ def test_default_corpus_is_the_text_of_python(tmp_path: Path) -> None:
     found = corpus.run(settings, {}, out=tmp_path / "corpus")
     assert found.counts["documents_kept"] >= 20
     assert CorpusConfig().sources()[0].quality == "docs"
+
+
+def test_boilerplate_of_a_site_is_rejected_and_counted(tmp_path: Path) -> None:
+    menu = "\n".join(f"{paragraph(900 + i, 1)}" for i in range(6))
+    rows_in = [
+        {"id": f"own-{i}", "url": f"https://site.org/{i}", "text": f"{menu}\n{paragraph(40 + i, 14)}"}
+        for i in range(4)
+    ]
+    # These four have little but the furniture of their site, and not so much alike as to be copies.
+    rows_in += [
+        {"id": f"menu-{i}", "url": f"https://www.site.org/m{i}", "text": f"{menu}\n{paragraph(60 + i, 3)}"}
+        for i in range(4)
+    ]
+    rows_in.append({"id": "elsewhere", "url": "https://other.org/1", "text": f"{menu}\n{paragraph(70, 3)}"})
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_in))
+    settings = CorpusConfig(inputs=(str(file),), workers=1, chunk_documents=3)
+    found = corpus.run(settings, {}, out=tmp_path / "corpus")
+    columns = ["meta", "reasons", "repeated_lines.score"]
+    judged = {
+        json.loads(row["meta"])["original_id"]: row
+        for batch in corpus.read(found, columns, keep=None)
+        for row in batch.to_pylist()
+    }
+    assert {name for name, row in judged.items() if "repeated_lines" in row["reasons"]} == {
+        f"menu-{i}" for i in range(4)
+    }
+    assert 0.2 < judged["own-0"]["repeated_lines.score"] < 0.5
+    assert judged["elsewhere"]["repeated_lines.score"] == 0
+    tree = corpus.stats(found)
+    assert tree["repeated_lines"]["recurring_lines"] == 6
+    assert tree["rules"]["repeated_lines"]["rejected"] == 4
+    off = corpus.run(dataclasses.replace(settings, repeated_lines=False), {}, out=tmp_path / "off")
+    assert off.counts["documents_rejected"] == found.counts["documents_rejected"] - 4
+
+
+def test_copies_of_a_page_do_not_make_its_lines_boilerplate(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"url": f"https://a.org/{i}", "text": paragraph(1, 12).replace(". ", ".\n")}) + "\n"
+            for i in range(5)
+        )
+    )
+    found = corpus.run(CorpusConfig(inputs=(str(file),), workers=1), {}, out=tmp_path / "corpus")
+    assert found.counts["documents_kept"] == 1

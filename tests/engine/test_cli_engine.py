@@ -109,3 +109,26 @@ def test_random_weights_have_the_spread_of_trained_ones(name: str) -> None:
     assert values.shape == (3072, 3072) and np.isfinite(values).all()
     assert 0.01 < values.std() < 0.03 and abs(values.mean()) < 0.003
     assert part.num_bytes == len(memoryview(part.raw()).cast("B"))
+
+
+def test_chat_keeps_to_a_schema_and_says_what_is_wrong(
+    chat_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance", reason="the optional package llguidance is not installed")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [12, 345]}')
+    shared = ["chat", "--model", str(chat_folder()), "-p", "a thing"]
+    done = _phi(*shared, "--json-schema", str(schema), "--json", "--logprobs", "1", "--logit-bias", "20=3",
+                "--draft", str(chat_folder(num_hidden_layers=1, seed=1)))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert json.loads(figures["text"]) in (12, 345)
+    assert len(figures["logprobs"]) == figures["num_tokens"] > 1
+    for arguments, words in (
+        (["--json-schema", str(tmp_path / "absent")], "cannot be read"),
+        (["--regex", "a", "--grammar", str(schema)], "one of them"),
+        (["--logit-bias", "x=1"], "ID=VALUE"),
+        (["--logprobs", "1"], "add --json"),
+    ):
+        refused = _phi(*shared, *arguments)
+        assert refused.returncode == 1 and words in refused.stderr + refused.stdout, refused.stderr

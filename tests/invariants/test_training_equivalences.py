@@ -100,12 +100,12 @@ from pathlib import Path
 from train.toy_training import toy_trainer, toy_phases
 trainer = toy_trainer(Path({shards!r}), Path({run!r}), toy_phases(), checkpoint_every_s=0.05,
                       evaluate_every_tokens=1024)
-step = trainer._one_step
+step = trainer.one_step
 def slow(phase):
     step(phase)
     print(trainer.cursor.step, flush=True)
     import time; time.sleep(0.02)
-trainer._one_step = slow
+trainer.one_step = slow
 trainer.run()
 """
 
@@ -149,14 +149,14 @@ def test_interrupted_run_ends_in_the_same_bits(shards_folder: Path, tmp_path: Pa
     toy_trainer(shards_folder, tmp_path / "whole", **settings).run()
     for stop_at in (3, 7, 11, 15):  # each one step after a checkpoint
         trainer = toy_trainer(shards_folder, tmp_path / "cut", **settings)
-        step = trainer._one_step
+        step = trainer.one_step
 
         def one_step(phase, trainer=trainer, step=step, stop_at=stop_at) -> None:
             if trainer.cursor.step == stop_at:
                 raise KeyboardInterrupt
             step(phase)
 
-        trainer._one_step = one_step
+        trainer.one_step = one_step
         with pytest.raises(KeyboardInterrupt):
             trainer.run()
     toy_trainer(shards_folder, tmp_path / "cut", **settings).run()

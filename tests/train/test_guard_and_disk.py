@@ -125,7 +125,7 @@ def test_damaged_checkpoint_is_passed_over(toy_shards: Path, tmp_path: Path, cap
     newest = store.newest()
     assert newest is not None
     trainer.cursor.step += 5
-    trainer._save(anchor=False)
+    trainer.save(anchor=False)
     file = tmp_path / "checkpoints" / f"step-{trainer.cursor.step:08d}" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     found = store.newest()

@@ -3,71 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from train.toy_training import texts
 
 from pocketphi import model as models
 from pocketphi import tokenizer as tokenizers
 from pocketphi import train
-from pocketphi.core import artifact
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import ConfigError, DataError
 from pocketphi.tokenizer.training import train as train_tokenizer
 from pocketphi.train import pretrain, sft, shards
-from pocketphi.train.chat_data import built_in
 from pocketphi.train.config import OptimizerConfig, PhaseConfig, SftConfig, TrainConfig
 from pocketphi.train.trainer import Trainer
-
-
-def texts(count: int = 120) -> list[str]:
-    """Documents of a few plain sentences each."""
-    sentences = [chat.messages[-1][1] for chat in built_in() if chat.source == "conversations"]
-    rng = random.Random(0)
-    return [" ".join(rng.sample(sentences, rng.randint(1, 4))) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(texts(), tokenizers.TokenizerConfig(vocab_size=400)).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    import pyarrow
-    from pyarrow import parquet
-
-    out = tmp_path_factory.mktemp("corpus") / "corpus"
-    rows: list[dict[str, Any]] = []
-    verdicts: list[dict[str, Any]] = []
-    for i, text in enumerate(texts()):
-        meta = json.dumps({"input": ["web", "books"][i % 2] + ".jsonl.zst"})
-        common = {"url": "", "source": "x@1", "license": "MIT", "fetched_at": "", "meta": meta}
-        rows.append({"id": f"{i:032x}", "text": text, **common})
-        marks = {"keep": i % 11 != 3, "phase1": True, "phase2": i % 2 == 1, "heldout": i % 10 == 0}
-        verdicts.append({"id": f"{i:032x}", **marks})
-    with artifact.create(out, kind="corpus", config={}) as draft:
-        for name, table in (("documents", rows), ("verdicts", verdicts)):
-            (draft.path / name).mkdir()
-            for part in range(2):
-                piece = table[part * 60 : part * 60 + 60]
-                parquet.write_table(
-                    pyarrow.Table.from_pylist(piece), draft.path / name / f"part-{part:05d}.parquet"
-                )
-        draft.counts["documents_in"] = len(rows)
-    return draft.artifact
-
-
-@pytest.fixture(scope="module")
-def made_shards(
-    corpus: Artifact, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Artifact:
-    out = tmp_path_factory.mktemp("shards") / "shards"
-    return shards.run(shards.ShardsConfig(), {"corpus": corpus, "tokenizer": tokenizer_folder}, out=out)
 
 
 def small_config(**changes: Any) -> TrainConfig:
@@ -133,7 +83,7 @@ def test_run_gives_a_model_folder_and_again_after_a_cut(
     assert all(s["text"].startswith("The river") for s in samples)
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["whole"]
 
-    one_step = Trainer._one_step
+    one_step = Trainer.one_step
 
     def cut(self: Trainer, phase: Any) -> None:
         if self.cursor.step == 9:
@@ -141,7 +91,7 @@ def test_run_gives_a_model_folder_and_again_after_a_cut(
         one_step(self, phase)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Trainer, "_one_step", cut)
+        patched.setattr(Trainer, "one_step", cut)
         train.run(config, inputs, out=tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     again = train.run(config, inputs, out=tmp_path / "cut")

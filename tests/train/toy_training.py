@@ -10,8 +10,16 @@ from typing import Any
 import torch
 
 from pocketphi.train import shards
+from pocketphi.train.chat_data import built_in
 from pocketphi.train.config import PhaseConfig
 from pocketphi.train.data import PackedFeed
+
+
+def texts(count: int = 120) -> list[str]:
+    """Documents of a few plain sentences each."""
+    sentences = [chat.messages[-1][1] for chat in built_in() if chat.source == "conversations"]
+    rng = random.Random(0)
+    return [" ".join(rng.sample(sentences, rng.randint(1, 4))) for _ in range(count)]
 
 
 class ByteTokenizer:

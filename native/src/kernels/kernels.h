@@ -35,12 +35,19 @@ enum Pack : int {
 };
 
 // Activations of up to 6 tokens form a panel: for every group of 32 columns a record of int8 values
-// [token][32], then per token: scale, scale times sum, 8 times the sum, sums of both halves.
+// [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves.
 // As float32 a panel is [column][token].
-constexpr int kPanelTokens = 6;
-constexpr int kRecordBytes = 32 + 4 * 5;  // per token
+//
+// With 16 bits a token takes two places: its int8 values, and what their rounding left over as int8 values
+// with a scale of their own (x = d1 q1 + d2 q2, within 2^-16 of the group's largest). The products of both
+// are added at the end, so such a panel holds half as many tokens and the inner loops stay the same.
+constexpr int kPanelPlaces = 6;
+constexpr int kRecordBytes = 32 + 4 * 5;  // per place
 
-inline int num_panels(int tokens) { return (tokens + kPanelTokens - 1) / kPanelTokens; }
+inline int num_panels(int tokens, int places) {
+  const int tokens_of_panel = kPanelPlaces / places;
+  return (tokens + tokens_of_panel - 1) / tokens_of_panel;
+}
 inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
 
 enum Epilogue : int { kStore, kAdd, kSiluMul };
@@ -54,17 +61,26 @@ struct LinearCall {
   int tile_begin, tile_end;
   const uint8_t* panels;
   int num_tokens;
+  int places;  // of a token in a panel: 1, or 2 for activations of 16 bits
   int panel_begin, panel_end;
-  bool float_panels;
+  bool float_panels;  // one number per token, whatever `places`
   float* out;
   size_t out_stride;
   int epilogue;
 };
 
-// Keys and values of one head for kChunk consecutive positions:
-// keys [position / 16][channel][16 positions], values [position][channel], and for 8-bit caches a float
-// scale for every key and every value. Channels are padded to a multiple of 16.
+// Keys and values of one head for kChunk consecutive positions. Channels are padded to a multiple of 16.
+// Floats: keys [position / 16][channel][16 positions], values [position][channel].
+// 8 bits: keys [position / 16][channel / 2][16 positions][2], values [position / 2][channel][2], and a float
+// scale for every key and every value: pairs lie as the multiply-add of 16-bit pairs wants them.
 constexpr int kChunk = 256;
+inline size_t key_index(bool pairs, int padded_dim, int p, int d) {
+  const size_t block = size_t(p / 16) * size_t(padded_dim) * 16;
+  return block + (pairs ? size_t(d / 2) * 32 + size_t(p % 16) * 2 + size_t(d % 2) : size_t(d) * 16 + size_t(p % 16));
+}
+inline size_t value_index(bool pairs, int padded_dim, int p, int d) {
+  return pairs ? size_t(p / 2) * size_t(padded_dim) * 2 + size_t(d) * 2 + size_t(p % 2) : size_t(p) * size_t(padded_dim) + size_t(d);
+}
 constexpr int kMaxQueries = 32;
 
 struct AttendCall {
@@ -92,8 +108,8 @@ struct Kernels {
   void (*linear)(const LinearCall&);
   // y = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float* y, int n, float epsilon);
-  // One token into its column of a panel: token t of the panel's `tokens`.
-  void (*quantize)(const float* x, int n, uint8_t* panel, int t, int tokens);
+  // One token into its place or places of a panel: token t of the panel's `tokens`.
+  void (*quantize)(const float* x, int n, uint8_t* panel, int t, int tokens, int places);
   void (*attend)(const AttendCall&);
   // Add a chunk's part (m2, l2, o2) to the running (m, l, o).
   void (*merge)(float* m, float* l, float* o, float m2, float l2, const float* o2, int padded_dim);

@@ -56,6 +56,29 @@ PP_INLINE void store_i8(int8_t* p, const vi& x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+PP_INLINE void store_i16(int16_t* p, const vi& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8));
+}
+// Sixteen lanes of two 16-bit numbers, and two numbers for all lanes.
+struct vp {
+  __m256i a, b;
+};
+using x2 = __m256i;
+PP_INLINE vp load_pairs(const int8_t* p) { return {_mm256_cvtepi8_epi16(load128(p)), _mm256_cvtepi8_epi16(load128(p + 16))}; }
+PP_INLINE x2 broadcast_pair(const int16_t* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, 4);
+  return _mm256_set1_epi32(pair);
+}
+// Inline assembly for the reason given below at multiply_add.
+PP_INLINE void add_pair(__m256i& s, const __m256i& w, const __m256i& x) {
+  __m256i products;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(s), "=&x"(products) : "x"(w), "x"(x));
+}
+PP_INLINE void add_products(vi& s, const vp& w, const x2& x) {
+  add_pair(s.a, w.a, x);
+  add_pair(s.b, w.b, x);
+}
 PP_INLINE float sum(const vf& x) {
   const __m256 t8 = _mm256_add_ps(x.a, x.b);
   const __m128 t4 = _mm_add_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));

@@ -37,6 +37,21 @@ PP_INLINE vf load_bf16(const uint16_t* p) { return {_mm512_castsi512_ps(_mm512_s
 PP_INLINE vi load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(load128(p))}; }
 PP_INLINE vi load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(load128(p))}; }
 PP_INLINE void store_i8(int8_t* p, const vi& x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.a)); }
+PP_INLINE void store_i16(int16_t* p, const vi& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(x.a));
+}
+// Sixteen lanes of two 16-bit numbers, and two numbers for all lanes.
+struct vp {
+  __m512i a;
+};
+using x2 = const int16_t*;
+PP_INLINE vp load_pairs(const int8_t* p) { return {_mm512_cvtepi8_epi16(load256(p))}; }
+PP_INLINE x2 broadcast_pair(const int16_t* p) { return p; }
+// Inline assembly for the reason given below at dpbusd.
+PP_INLINE void add_products(vi& s, const vp& w, x2 x) {
+  using pair = int32_t __attribute__((aligned(1), may_alias));
+  __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(s.a) : "v"(w.a), "m"(*reinterpret_cast<const pair*>(x)));
+}
 PP_INLINE float sum(const vf& x) {
   const __m256 t8 = _mm256_add_ps(_mm512_castps512_ps256(x.a), _mm512_extractf32x8_ps(x.a, 1));
   const __m128 t4 = _mm_add_ps(_mm256_castps256_ps128(t8), _mm256_extractf128_ps(t8, 1));

@@ -40,6 +40,19 @@ inline vf load_bf16(const uint16_t* p) { vf r; PP_EACH r.v[i] = bf16_to_float(p[
 inline vi load_i8(const int8_t* p) { vi r; PP_EACH r.v[i] = p[i]; return r; }
 inline vi load_u8(const uint8_t* p) { vi r; PP_EACH r.v[i] = p[i]; return r; }
 inline void store_i8(int8_t* p, const vi& a) { PP_EACH p[i] = int8_t(a.v[i]); }
+inline void store_i16(int16_t* p, const vi& a) { PP_EACH { const int16_t v = int16_t(a.v[i]); __builtin_memcpy(p + i, &v, 2); } }
+// Sixteen lanes of two 16-bit numbers, and two numbers for all lanes.
+struct vp {
+  int16_t v[32];
+};
+struct x2 {
+  int16_t v[2];
+};
+inline vp load_pairs(const int8_t* p) { vp r; for (int i = 0; i < 32; ++i) r.v[i] = p[i]; return r; }
+inline x2 broadcast_pair(const int16_t* p) { x2 r; __builtin_memcpy(r.v, p, 4); return r; }
+inline void add_products(vi& s, const vp& w, const x2& x) {
+  PP_EACH s.v[i] += int32_t(w.v[2 * i]) * x.v[0] + int32_t(w.v[2 * i + 1]) * x.v[1];
+}
 inline float sum(const vf& a) {
   float t[8];
   for (int i = 0; i < 8; ++i) t[i] = a.v[i] + a.v[i + 8];

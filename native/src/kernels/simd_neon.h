@@ -56,6 +56,24 @@ PP_INLINE void store_i8(int8_t* p, const vi& x) {
   const int16x8_t high = vcombine_s16(vqmovn_s32(x.v[2]), vqmovn_s32(x.v[3]));
   vst1q_s8(p, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
 }
+PP_INLINE void store_i16(int16_t* p, const vi& x) { PP_EACH vst1_s16(p + 4 * i, vqmovn_s32(x.v[i])); }
+// Sixteen lanes of two 16-bit numbers, and two numbers for all lanes.
+struct vp {
+  int16x8_t v[4];
+};
+using x2 = int16x8_t;
+PP_INLINE vp load_pairs(const int8_t* p) { vp r; PP_EACH r.v[i] = vmovl_s8(vld1_s8(p + 8 * i)); return r; }
+PP_INLINE x2 broadcast_pair(const int16_t* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, 4);
+  return vreinterpretq_s16_s32(vdupq_n_s32(pair));
+}
+PP_INLINE void add_products(vi& s, const vp& w, const x2& x) {
+  PP_EACH {
+    const int32x4_t low = vmull_s16(vget_low_s16(w.v[i]), vget_low_s16(x)), high = vmull_high_s16(w.v[i], x);
+    s.v[i] = vaddq_s32(s.v[i], vpaddq_s32(low, high));
+  }
+}
 PP_INLINE float sum(const vf& x) {
   const float32x4_t t4 = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
   const float32x2_t t2 = vadd_f32(vget_low_f32(t4), vget_high_f32(t4));

@@ -64,14 +64,16 @@ def run_chunks(
 
     Raises DataError when workers die again and again without a document at fault.
     """
-    pool = _Pool(config, folders, command)
+    pool = Pool(config, folders, command)
     try:
         yield from pool.run(iter(chunks))
     finally:
         pool.close()
 
 
-class _Pool:
+class Pool:
+    """Worker processes that live as long as the pool; `run` may be called again and again."""
+
     def __init__(self, config: CorpusConfig, folders: Folders, command: Sequence[str]) -> None:
         self.config, self.folders, self.command = config, folders, command
         self.size = num_workers(config)
@@ -172,7 +174,7 @@ class _Pool:
             elif "at" in reply:
                 worker.at = reply["at"]
             elif "error" in reply:
-                _raise(reply)
+                raise_reply(reply)
             else:
                 worker.chunk = None
                 self.trouble.pop(reply["part"], None)
@@ -245,7 +247,8 @@ def _cpu_s(pid: int) -> float:
         return 0.0
 
 
-def _raise(reply: dict[str, Any]) -> None:
+def raise_reply(reply: dict[str, Any]) -> None:
+    """Raise what a worker reported: a full disk as OSError, everything else as DataError."""
     if reply.get("errno"):
         raise OSError(reply["errno"], reply["error"], reply.get("filename"))
     raise DataError(reply["error"], hint=reply.get("hint"))

@@ -70,6 +70,19 @@ def files_of(source: InputConfig) -> list[tuple[Path, str]]:
                 hint=f"known: {', '.join(k for k, v in SUFFIXES.items() if v)}, also with {', '.join(COMPRESSIONS)}",
             )
         return [(path, path.name)]
+    found = _walk(path)
+    if not found:
+        raise DataError(f"{path}: the folder holds no file")
+    return found
+
+
+def local_dataset(source: InputConfig) -> list[tuple[Path, str]]:
+    """Return the files behind `hf:FOLDER`, a local copy of a dataset; [] for a name on the hub."""
+    path = Path(source.path.removeprefix("hf:").partition("@")[0].partition("#")[0])
+    return _walk(path) if source.path.startswith("hf:") and path.is_dir() else []
+
+
+def _walk(path: Path) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -77,8 +90,6 @@ def files_of(source: InputConfig) -> list[tuple[Path, str]]:
             if not name.startswith("."):
                 file = Path(folder, name)
                 found.append((file, file.relative_to(path).as_posix()))
-    if not found:
-        raise DataError(f"{path}: the folder holds no file")
     return sorted(found, key=lambda item: item[1])
 
 
@@ -106,18 +117,21 @@ def _all_records(source: InputConfig, max_document_bytes: int) -> Iterator[Raw]:
     if source.path.startswith("hf:"):
         from pocketphi.corpus.readers.hub import hub_records
 
-        yield from hub_records(source)
+        yield from hub_records(source, max_document_bytes)
         return
     for path, name in files_of(source):
         kind = format_of(path)
         if not kind:
             yield Raw(where=name, error="unknown file type")
             continue
+        count = 0
         try:
-            yield from _reader(kind)(path, name, source, max_document_bytes)
+            for raw in _reader(kind)(path, name, source, max_document_bytes):
+                yield raw
+                count += 1
         except (OSError, EOFError, ValueError) as error:
             # The rest of the file cannot be read: one failure that says where it ended.
-            yield Raw(where=name, error=f"file cannot be read on: {type(error).__name__}: {error}")
+            yield Raw(where=name, error=f"file cannot be read past record {count}: {error}")
 
 
 def _reader(kind: str) -> Reader:

@@ -9,14 +9,16 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pocketphi.corpus.config import InputConfig
 from pocketphi.corpus.document import Raw
 from pocketphi.corpus.readers import readers
 
 _BLOCK_BYTES = 1 << 20
-_MAX_ZSTD_WINDOW_BYTES = 1 << 27
+_ZSTD_BLOCK_BYTES = 1 << 18
+# A record past this many times its limit ends the file: what follows is a decompression bomb, not text.
+_MAX_SKIPPED = 64
 
 
 @readers.add("page")
@@ -64,7 +66,10 @@ def read_jsonl(path: Path, name: str, source: InputConfig, max_document_bytes: i
 
 
 def bounded_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None, int]]:
-    """Yield `(number from 1, line, its bytes)`; a line past `limit` bytes comes as None and is not kept."""
+    """Yield `(number from 1, line, its bytes)`; a line past `limit` bytes comes as None and is not kept.
+
+    Raises OSError for a line of more than 64 times the limit: skipping it could take for ever.
+    """
     number, rest, dropped = 1, b"", 0
     while block := stream.read(_BLOCK_BYTES):
         pieces = block.split(b"\n")
@@ -76,6 +81,8 @@ def bounded_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | 
         if dropped or len(rest) + len(last) > limit:
             dropped += len(rest) + len(last)
             rest = b""
+            if dropped > _MAX_SKIPPED * limit:
+                raise OSError(f"line {number} has more than {_MAX_SKIPPED * limit} bytes")
         else:
             rest += last
     if rest or dropped:
@@ -84,19 +91,26 @@ def bounded_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | 
 
 
 class _Errors(io.RawIOBase):
-    """Turns the decompressors' own exceptions into OSError, so that one place handles them."""
+    """Turns the decompressors' own exceptions into OSError, so that one place handles them.
 
-    def __init__(self, stream: IO[bytes], errors: tuple[type[Exception], ...]) -> None:
+    Reads piece by piece: all that precedes the damage is given out before the damage is raised.
+    """
+
+    def __init__(self, stream: Any, errors: tuple[type[Exception], ...]) -> None:
         self._stream, self._errors = stream, errors
+        self._read = getattr(stream, "read1", None) or self._read_block
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._stream.read(size)
+            return self._read(size)
         except self._errors as error:
-            raise OSError(f"damaged compressed data: {error}") from None
+            raise OSError(f"damaged or cut-off compressed data: {error}") from None
+
+    def _read_block(self, size: int) -> bytes:
+        return self._stream.read(_ZSTD_BLOCK_BYTES if size < 0 else min(size, _ZSTD_BLOCK_BYTES))
 
     def close(self) -> None:
         self._stream.close()
@@ -104,19 +118,23 @@ class _Errors(io.RawIOBase):
 
 
 def open_compressed(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes, decompressing by its name. Damage raises OSError when met."""
+    """Open a file for reading bytes, decompressing by its name.
+
+    `read(n)` gives up to n bytes, b"" at the end. Damage, and data that end before their end mark,
+    raise OSError when met.
+    """
     name = path.name.lower()
     if name.endswith(".gz"):
-        return _Errors(gzip.open(path, "rb"), (zlib.error, EOFError, OSError))  # type: ignore[return-value, arg-type]
+        return _Errors(gzip.open(path, "rb"), (zlib.error, EOFError, OSError))  # type: ignore[return-value]
     if name.endswith(".bz2"):
-        return _Errors(bz2.open(path, "rb"), (EOFError, OSError, ValueError))  # type: ignore[return-value, arg-type]
+        return _Errors(bz2.open(path, "rb"), (EOFError, OSError, ValueError))  # type: ignore[return-value]
     if name.endswith(".xz"):
-        return _Errors(lzma.open(path, "rb"), (lzma.LZMAError, EOFError))  # type: ignore[return-value, arg-type]
+        return _Errors(lzma.open(path, "rb"), (lzma.LZMAError, EOFError))  # type: ignore[return-value]
     if name.endswith(".zst"):
-        import zstandard
+        import pyarrow
 
-        # The window bound keeps a hostile frame header from asking for gigabytes.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-        reader = decompressor.stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)  # noqa: SIM115
-        return _Errors(reader, (zstandard.ZstdError,))  # type: ignore[return-value, arg-type]
+        # The package zstandard takes a cut-off frame for the end of the file; Arrow does not. Frames that
+        # ask for a window of more than 128 MiB are refused (zstd's own default).
+        stream = pyarrow.input_stream(str(path), compression="zstd")
+        return _Errors(stream, (OSError, ValueError))  # type: ignore[return-value]
     return open(path, "rb", buffering=0)

@@ -55,9 +55,11 @@ def rule(
     return register
 
 
-def declare(name: str, *, about: str, min: float = -math.inf, max: float = math.inf) -> None:
-    """Register a rule whose score needs the whole corpus (duplicates); it holds for every source."""
-    rules.add(name)(Rule(name, None, min, max, True, about))
+def declare(
+    name: str, *, about: str, min: float = -math.inf, max: float = math.inf, curated: bool = True
+) -> None:
+    """Register a rule whose score needs the whole corpus (duplicates)."""
+    rules.add(name)(Rule(name, None, min, max, curated, about))
 
 
 declare("educational", about="Educational value on the 0 to 5 scale of the scorer.")
@@ -71,6 +73,12 @@ declare(
     "near_duplicate",
     max=0,
     about="Similarity to a document that stays, when it is past near_duplicate_jaccard; else 0.",
+)
+declare(
+    "repeated_lines",
+    max=0.5,
+    curated=False,
+    about="Share of characters in lines that three and more documents of the same web site have.",
 )
 
 # Imported for their registrations; the order is the order of columns and of reasons.

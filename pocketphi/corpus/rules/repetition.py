@@ -56,8 +56,12 @@ def _ngrams(batch: Batch, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return empty.astype(np.uint64), empty, empty
     owner = np.repeat(np.arange(len(batch)), np.diff(starts))
     inside = np.nonzero(owner[:count] == owner[n - 1 :])[0]
-    hashes = owner[:count].astype(np.uint64) + np.uint64(1)
     with np.errstate(over="ignore"):
+        # Mixed before the first word comes in: plain numbers of documents and words cancel one another out,
+        # and an n-gram of one document would count for the next.
+        hashes = (owner[:count].astype(np.uint64) + np.uint64(1)) * _MIX
+        hashes ^= hashes >> np.uint64(32)
+        hashes *= _MIX
         for offset in range(n):
             hashes = (hashes ^ (ids[offset : offset + count] + np.uint64(1))) * _MIX
             hashes ^= hashes >> np.uint64(29)

@@ -5,7 +5,7 @@ Legend: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from pocketphi.core.errors import EngineError, PocketPhiError, UserError
 from pocketphi.evals.prompts import Request
+
+# A conversation: [{"role", "content"}, ...].
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ class Scorer(Protocol):
         ...
 
     def complete(
-        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+        self, texts: Iterable[str | Messages], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[Reply]:
-        """Yield, in order, a greedy continuation of each text (`chat`: an answer to it as a message)."""
+        """Yield, in order, a greedy continuation of each text.
+
+        `chat`: an answer to it as a user's message, or to a whole conversation.
+        """
         ...
 
     def close(self) -> None: ...
@@ -111,20 +117,22 @@ def start_tokens(tokenizer: Any, rule: str) -> tuple[tuple[int, ...], str]:
     return (), word
 
 
-def prompt_ids(tokenizer: Any, start_ids: Sequence[int], text: str, chat: bool) -> list[int]:
+def prompt_ids(tokenizer: Any, start_ids: Sequence[int], text: str | Messages, chat: bool) -> list[int]:
     """A text as a prompt: after the start token, or as a user's message in the chat template.
 
-    UserError when the model has no chat template.
+    A conversation is always put into the template. UserError when the model has none.
     """
-    if not chat:
-        return [*start_ids, *(int(i) for i in tokenizer.encode(text))]
+    if isinstance(text, str):
+        if not chat:
+            return [*start_ids, *(int(i) for i in tokenizer.encode(text))]
+        messages, hint = [{"role": "user", "content": text}], "--set chat=false"
+    else:
+        messages, hint = [dict(m) for m in text], "conversations need a model with a chat template"
     try:
-        return [
-            int(i) for i in tokenizer.chat([{"role": "user", "content": text}], add_generation_prompt=True)
-        ]
+        return [int(i) for i in tokenizer.chat(messages, add_generation_prompt=True)]
     except PocketPhiError as error:
         raise UserError(
-            f"chat was asked for and the model has no chat template: {error.message}", hint="--set chat=false"
+            f"chat was asked for and the model has no chat template: {error.message}", hint=hint
         ) from None
 
 

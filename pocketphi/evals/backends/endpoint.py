@@ -12,7 +12,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pocketphi.core.errors import EngineError, UserError
-from pocketphi.evals.backends.base import OptionScore, Reply
+from pocketphi.evals.backends.base import Messages, OptionScore, Reply
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.prompts import Rendered, Request
 
@@ -76,7 +76,7 @@ class Endpoint:
         )
 
     def chat(
-        self, messages: Sequence[dict[str, str]], *, max_new_tokens: int, stop: Sequence[str] = ()
+        self, messages: Sequence[Mapping[str, str]], *, max_new_tokens: int, stop: Sequence[str] = ()
     ) -> Reply:
         """One answer at temperature 0."""
         body: dict[str, Any] = {
@@ -135,21 +135,22 @@ class EndpointScorer:
                 for context, continuation in zip(rendered.contexts, rendered.continuations)
             ]
 
-        yield from _in_order(one, shapes, self._parallel)
+        yield from in_order(one, shapes, self._parallel)
 
     def rolling(self, ids: Sequence[int]) -> np.ndarray:
         raise EngineError("an endpoint gives no log-probabilities of a whole text")
 
     def complete(
-        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+        self, texts: Iterable[str | Messages], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[Reply]:
-        def one(text: str) -> Reply:
+        def one(text: str | Messages) -> Reply:
             if chat:
-                messages = [{"role": "user", "content": text}]
+                messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
                 return self.endpoint.chat(messages, max_new_tokens=max_new_tokens, stop=stop)
+            assert isinstance(text, str), "a conversation needs chat"
             return self.endpoint.complete(text, max_new_tokens=max_new_tokens, stop=stop)
 
-        yield from _in_order(one, texts, self._parallel)
+        yield from in_order(one, texts, self._parallel)
 
     def close(self) -> None:
         pass
@@ -182,7 +183,7 @@ class EndpointScorer:
         return OptionScore(total, greedy)
 
 
-def _in_order(function: Any, items: Iterable[Any], parallel: int) -> Iterator[Any]:
+def in_order(function: Any, items: Iterable[Any], parallel: int) -> Iterator[Any]:
     """Map with `parallel` requests in flight, results in order."""
     waiting = iter(items)
     with ThreadPoolExecutor(parallel) as pool:

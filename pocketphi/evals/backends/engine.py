@@ -19,6 +19,7 @@ from pocketphi.engine.backend import Session
 from pocketphi.engine.session import rope_set_for
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
+    Messages,
     OptionScore,
     Reply,
     fit_prompt,
@@ -70,7 +71,7 @@ class EngineScorer:
         return np.concatenate(pieces)
 
     def complete(
-        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+        self, texts: Iterable[str | Messages], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[Reply]:
         for text in texts:
             ids = prompt_ids(self.tokenizer, self.start_ids, text, chat)

@@ -21,6 +21,7 @@ from pocketphi import tokenizer as tokenizers
 from pocketphi.core.errors import EngineError
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
+    Messages,
     OptionScore,
     Reply,
     cut_at_stop,
@@ -84,7 +85,7 @@ class TorchScorer:
         return self._log_probabilities(hidden_TD, ids[1:])[0]
 
     def complete(
-        self, texts: Iterable[str], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
+        self, texts: Iterable[str | Messages], *, chat: bool, max_new_tokens: int, stop: Sequence[str]
     ) -> Iterator[Reply]:
         for text in texts:
             ids = prompt_ids(self.tokenizer, self.start_ids, text, chat)
