@@ -120,6 +120,17 @@ def test_names_of_layouts_do_not_hide_the_article() -> None:
         assert WORDS.strip() in extract(f"<html><body><div class='{names}'>{inner}</div></body></html>").text
 
 
+def test_the_main_part_is_found_in_any_frame() -> None:
+    inner = f"<main><p>{WORDS * 5}</p></main>"
+    around = f"<div class='x'><p>{WORDS.lower() * 4}</p></div>"
+    page = f"<html><body><div class='dialog-off-canvas-main-canvas'>{inner}</div>{around}</body></html>"
+    assert (WORDS * 5).strip() in extract(page).text
+
+
+def test_soft_hyphens_are_taken_out() -> None:
+    assert "photosynthesis" in extract(article("<p>About photo&shy;syn&shy;thesis, in short.</p>")).text
+
+
 def test_hidden_text_is_left_out() -> None:
     text = extract(article("<p style='display: none'>secret</p><div hidden>secret</div><p>seen</p>")).text
     assert "secret" not in text and "seen" in text

@@ -45,7 +45,8 @@ def extract(html: str, max_nodes: int = 500_000) -> Page:
         return Page("")
     head = read_head(root)
     flat = flatten(root, max_nodes)
-    text = render(select(flat))
+    # Soft hyphens say where a line may be broken; they are no part of a word.
+    text = render(select(flat)).replace("\u00ad", "")
     if head.body and len(text) < _HIDDEN_BODY_SHARE * len(head.body):
         # The article is only in the page's metadata: scripts would have put it into the page.
         text = head.body

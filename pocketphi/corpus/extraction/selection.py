@@ -146,6 +146,8 @@ def _furniture(
         if container.parent >= 0:
             size[container.parent] += size[container.index]
     total = max(1, size[0])
+    # What the page itself calls its main part is in no dialog, however its frame is named (Drupal's is).
+    spared = spared.union(*(_ancestors(containers, c.parent) for c in containers if c.tag == "main"))
     bad = [False] * len(containers)
     article = [False] * len(containers)
     for container in containers:
