@@ -119,32 +119,9 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
         num_threads=options.threads,
     )
     task = parse_task(config.tasks[0])
-    if name == "mmlu":
-        subjects = sorted({q.group for q in load_task(config, task, None).items})[: options.subjects]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        source = benchmark_data.require(options.data, task.file or "")
-        raw = list(benchmark_data.read(source, ()))
-        if name == "mmlu":
-            # All subjects weigh alike here; the judge knows one task per subject.
-            kept = [i for i, r in enumerate(raw) if r["subject"] in subjects]
-            kept = [kept[i] for i in pick((str(i) for i in kept), options.limit, name)]
-            write(place / f"{task.file}.jsonl", [raw[i] for i in kept])
-            write(
-                place / "mmlu.dev.jsonl",
-                list(benchmark_data.read(benchmark_data.require(options.data, "mmlu.dev"), ())),
-            )
-        else:
-            everything = load_task(config, task, None).items
-            if task.shots_file == task.file and options.shots:
-                raise SystemExit(f"{name}: shots come from the scored rows, the judge cannot draw them")
-            chosen = pick((q.id for q in everything), options.limit, task.name)
-            write(place / f"{task.file}.jsonl", [raw[i] for i in chosen])
-            if task.shots and task.shots_file:
-                write(
-                    place / f"{task.shots_file}.jsonl",
-                    list(benchmark_data.read(benchmark_data.require(options.data, task.shots_file), ())),
-                )
+        place_rows(name, task, config, options, place)
         started = time.monotonic()
         theirs = judge.score(name, place, task, options.shots)
         their_seconds = time.monotonic() - started
@@ -168,6 +145,35 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
             result[f"{label}_s"] = round(seconds, 1)
         result["lm_eval_s"] = round(their_seconds, 1)
     return result
+
+
+def place_rows(
+    name: str, task: Any, config: evals.EvalConfig, options: argparse.Namespace, place: Path
+) -> None:
+    """Write the drawn rows, and those the shots come from, into a folder that both sides read."""
+    source = benchmark_data.require(options.data, task.file or "")
+    raw = list(benchmark_data.read(source, ()))
+    if name == "mmlu":
+        # All subjects weigh alike here; the judge knows one task per subject.
+        subjects = sorted({q.group for q in load_task(config, task, None).items})[: options.subjects]
+        kept = [i for i, r in enumerate(raw) if r["subject"] in subjects]
+        kept = [kept[i] for i in pick((str(i) for i in kept), options.limit, name)]
+        write(place / f"{task.file}.jsonl", [raw[i] for i in kept])
+        write(
+            place / "mmlu.dev.jsonl",
+            list(benchmark_data.read(benchmark_data.require(options.data, "mmlu.dev"), ())),
+        )
+        return
+    everything = load_task(config, task, None).items
+    if task.shots_file == task.file and task.shots:
+        raise SystemExit(f"{name}: shots come from the scored rows, the judge cannot draw them")
+    chosen = pick((q.id for q in everything), options.limit, task.name)
+    write(place / f"{task.file}.jsonl", [raw[i] for i in chosen])
+    if task.shots and task.shots_file:
+        write(
+            place / f"{task.shots_file}.jsonl",
+            list(benchmark_data.read(benchmark_data.require(options.data, task.shots_file), ())),
+        )
 
 
 def differences(ours: list[Row], theirs: list[Row], name: str) -> Row:
@@ -256,7 +262,8 @@ class Judge:
                 f"dataset_kwargs: {json.dumps({'data_files': files})}",
             ]
             (configs / f"{own}.yaml").write_text("\n".join(lines) + "\n")
-        manager = TaskManager(include_path=str(configs))
+        # Our files include lm-eval's by their paths; indexing its thousands of others takes half a minute.
+        manager = TaskManager(include_path=str(configs), include_defaults=False)
         found = lm_eval.simple_evaluate(
             model=self.model,
             tasks=names,

@@ -182,6 +182,21 @@ def code_block(text: str) -> str | None:
     return found.group(1) if found else None
 
 
+def program(text: str) -> str | None:
+    """The program in a text with a fence: what stands before a closing fence, else the fenced block.
+
+    A model that goes on with the code it was shown often ends it with a fence and explains it then.
+    None for a text without a fence.
+    """
+    before, fence, _ = text.partition("```")
+    if not fence:
+        return None
+    first = next((line for line in before.splitlines() if line.strip()), "")
+    if re.match(r"\s+\S|def |class |import |from |@|return\b", first):
+        return before
+    return code_block(text)
+
+
 def rating(text: str, lowest: float = 1, highest: float = 10) -> float | None:
     """A judge's "[[7]]" (or "Rating: 7"); None when it is missing, double with two values, or out of range."""
     found = re.findall(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]", text)

@@ -137,6 +137,9 @@ TESTS = "def check(f):\n    assert f([1, 2]) == 3\n    assert f([]) == 0\n\nchec
         ("    return sum(xs)\n", True),
         ("```python\ndef total(xs: List[int]) -> int:\n    return sum(xs)\n```", True),
         ("Here it is:\n```\n    return sum(xs)\n```\nDone.", True),
+        ("    return sum(xs)\n```\n\nThis adds the numbers.", True),
+        ("\n    return sum(xs)\n```", True),
+        ("```\n\nThis function adds the numbers.", False),
         ("    return 3\n", False),
         ("    return sum(xs\n", False),
         ("", False),
@@ -155,6 +158,7 @@ def test_humaneval(text: str, correct: bool) -> None:
     [
         ("def double(x):\n    return 2 * x\n[DONE]\nmore", True),
         ("Sure!\n```python\ndef double(x):\n    return x + x\n```", True),
+        ("def double(x):\n    return 2 * x\n```\nIt doubles x.", True),
         ("def double(x):\n    return x\n[DONE]", False),
         ("", False),
         ("[DONE]", False),

@@ -107,7 +107,7 @@ def _humaneval(row: Row, number: int) -> Prompt:
 
 def humaneval_program(text: str, prompt: Prompt) -> str:
     """The program to run: a fenced block if there is one, else the prompt continued by the text."""
-    block = extract.code_block(text)
+    block = extract.program(text)
     if block is not None:
         # A block may repeat the whole function or only its body; imports of the prompt are kept.
         whole = re.search(rf"^\s*def\s+{re.escape(prompt.meta['entry_point'])}\b", block, re.MULTILINE)
@@ -141,7 +141,7 @@ def _mbpp(row: Row, number: int) -> Prompt | None:
 
 
 def _mbpp_score(text: str, prompt: Prompt) -> Verdict:
-    return _run(extract.code_block(text) or text.partition("[DONE]")[0], prompt)
+    return _run(extract.program(text) or text.partition("[DONE]")[0], prompt)
 
 
 def _run(program: str, prompt: Prompt) -> Verdict:
@@ -228,12 +228,12 @@ _generate(
 _generate(
     "humaneval", "HumanEval", "humaneval.test", ("task_id", "prompt", "entry_point", "test", "canonical_solution"),
     source="OpenAI, MIT", hub="openai/openai_humaneval", read=_humaneval, score=_humaneval_score,
-    metric="pass_at_1", stop=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"), max_new_tokens=384,
+    version=2, metric="pass_at_1", stop=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"), max_new_tokens=384,
 )  # fmt: skip
 _generate(
     "mbpp", "MBPP", "mbpp.all", ("text", "code", "task_id", "test_list", "test_setup_code"),
     source="Google Research, CC-BY-4.0", hub="google-research-datasets/mbpp", read=_mbpp, score=_mbpp_score,
-    metric="pass_at_1", shots_file="mbpp.all", shots=3, shot_ids=tuple(str(i) for i in MBPP_SHOTS), stop=("[DONE]",), max_new_tokens=320,
+    version=2, metric="pass_at_1", shots_file="mbpp.all", shots=3, shot_ids=tuple(str(i) for i in MBPP_SHOTS), stop=("[DONE]",), max_new_tokens=320,
 )  # fmt: skip
 _generate(
     "gpqa", "GPQA main, chain of thought", "gpqa_main.test", ("Question", "Correct Answer", "Incorrect Answer 1",
