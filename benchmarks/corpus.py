@@ -121,17 +121,17 @@ def datatrove(pages: Path) -> dict:
             yield document
 
     run(WARM)
-    extracted = 0
+    # Its extractor starts a process in every run: the second short run measures that, and it is taken off.
+    times = []
+    for limit in (WARM, -1):
+        extracted = 0
+        wall, cpu = time.monotonic(), cpu_s()
+        kept = run(limit)
+        times.append((time.monotonic() - wall, cpu_s() - cpu))
     with open(pages) as file:
         documents = sum(1 for _ in file)
-    wall, cpu = time.monotonic(), cpu_s()
-    kept = run(-1)
-    figures = {
-        "documents": documents,
-        "wall_s": time.monotonic() - wall,
-        "cpu_s": cpu_s() - cpu,
-        "kept": kept,
-    }
+    figures = {"documents": documents - WARM, "kept": kept}
+    figures |= {"wall_s": times[1][0] - times[0][0], "cpu_s": times[1][1] - times[0][1]}
     if extracted < 0.8 * documents:  # a broken environment fails fast on every page, and looks quick
         sys.exit(
             f"datatrove's extractor gave text for {extracted} of {documents} pages only: nothing to compare"
@@ -150,7 +150,8 @@ def write_pages(data: Path, out: Path, wanted: int) -> int:
     step = max(1, len(rows) // wanted)
     with open(out, "w", encoding="utf-8") as file:
         for number, row in enumerate(rows[::step][:wanted]):
-            file.write(json.dumps({"id": str(number), "url": row.get("url", ""), "text": row["html"]}) + "\n")
+            url = row.get("url") or f"https://page{number}.example.org/"  # datatrove's URLFilter wants one
+            file.write(json.dumps({"id": str(number), "url": url, "text": row["html"]}) + "\n")
     return len(rows[::step][:wanted])
 
 
