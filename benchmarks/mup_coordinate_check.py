@@ -148,21 +148,24 @@ def slope(widths: list[int], sizes: list[float]) -> float:
 def transfer(
     widths: list[int], rates: list[float], parametrization: str, kind: str, steps: int
 ) -> dict[str, list[float]]:
-    """Mean loss of the last tenth of training, by width, for every learning rate."""
+    """Loss on rows that are not trained on, by width, for every learning rate."""
     text = text_bytes()
+    part = len(text) // 10
+    text, kept = text[part:], text[:part]
+    judged = next(batches(kept, 64, 64, 7))
     found: dict[str, list[float]] = {}
     for width in widths:
         found[str(width)] = []
         for rate in rates:
             model, optimizers = make(width, widths[0], parametrization, kind)
             feed = batches(text, 8, 64, 0)
-            losses = []
             for index in range(steps):
                 # A short warm-up and a linear decay, as in real runs.
                 now = rate * min(1.0, (index + 1) / (0.1 * steps), (steps - index) / (0.5 * steps))
-                losses.append(step(model, optimizers, next(feed), now))
-            tail = losses[-max(1, steps // 10) :]
-            value = sum(tail) / len(tail)
+                step(model, optimizers, next(feed), now)
+            with torch.no_grad():
+                logits = model(judged[:, :-1]).flatten(0, 1)
+            value = float(torch.nn.functional.cross_entropy(logits, judged[:, 1:].flatten()))
             found[str(width)].append(value if math.isfinite(value) else 99.0)
     return found
 
