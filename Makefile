@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PIP     = .venv/bin/python -m pip --disable-pip-version-check --quiet
-SOURCES = pyproject.toml constraints.txt $(shell find native -name "*.cpp" -o -name "*.h" -o -name CMakeLists.txt)
+SOURCES = pyproject.toml constraints.txt $(shell find native -name "*.cpp" -o -name "*.h" -o -name "*.inc" -o -name CMakeLists.txt)
 
 .PHONY: chat setup test lint docs clean
 .DEFAULT_GOAL := help

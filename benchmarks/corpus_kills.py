@@ -92,7 +92,12 @@ def main() -> None:
                 else:
                     break  # it ended before its turn: judged below, and a new one begins
             done = corpus.run(parse(corpus.CorpusConfig, config), {}, out=out)
-            equal &= done.manifest["files"] == quiet.manifest["files"] and done.counts == quiet.counts
+            files, expected = done.manifest["files"], quiet.manifest["files"]
+            for file in sorted(files.keys() | expected.keys()):
+                if files.get(file) != expected.get(file):
+                    print(f"{out.name}: {file} differs", file=sys.stderr)
+                    equal = False
+            equal &= done.counts == quiet.counts
             equal &= not out.with_name(out.name + ".scratch").exists()
     figures = {
         "engine": options.engine,

@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", default="10000,200000", help="numbers of documents whose memory is compared"
     )
-    parser.add_argument("--budget", type=int, default=64 << 20, help="dedup_memory_bytes of the memory runs")
+    parser.add_argument("--budget", type=int, default=16 << 20, help="dedup_memory_bytes of the memory runs")
     parser.add_argument("--show", action="store_true", help="print the documents behind false alarms")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]

@@ -209,6 +209,8 @@ class Runner:
         self.process = subprocess.Popen(
             [python, "-c", program, str(model), str(threads), str(CONTEXT), cache],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            # As models of the whole shape are computed; ours would take a cut one for a small model.
+            env={"POCKETPHI_ACTIVATIONS": "int8", **os.environ},
         )  # fmt: skip
         ready = self._read()
         self.load_s, self.facts = ready["load_s"], ready["facts"]

@@ -1,4 +1,4 @@
-"""Continuous batching: several answers at once, for little more than the price of one.
+"""Continuous batching: several answers at once, reading the weights once for a token of each.
 
     with model.batch() as batch:
         first = batch.add("Once upon a time", max_new_tokens=100)
@@ -7,8 +7,8 @@
             ...
     print(first.result.text)
 
-Decoding reads all weights for every token; a batch reads them once for a token of every answer. Answers
-join and leave at any step. Which others run beside an answer, and in which pieces its prompt is computed,
+How much that gains depends on what limits the machine: much where it is the memory, little where it is
+arithmetic (small models, AVX2). Answers join and leave at any step. Which others run beside an answer, and in which pieces its prompt is computed,
 changes nothing about it: with the same seed and prompt it has the text it has alone.
 """
 

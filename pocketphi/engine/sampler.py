@@ -68,6 +68,9 @@ class Choice:
     top: tuple[tuple[int, float], ...] | None = None
 
 
+_FIRST = 256
+
+
 def uniform(seed: int, step: int) -> float:
     """Return a number in [0, 1) that depends on (seed, step) only: SplitMix64 of both, upper 53 bits."""
     state = _mix((seed & _MASK) ^ 0x9E3779B97F4A7C15)
@@ -178,21 +181,50 @@ class Sampler:
 
     def _draw(self, adjusted_V: np.ndarray) -> int:
         s = self.sampling
-        ids = largest(adjusted_V, s.top_k) if s.top_k else largest(adjusted_V, adjusted_V.size)
-        # float64 from here on: sums over a vocabulary must not decide a draw by rounding.
-        scaled = adjusted_V[ids].astype(np.float64) / s.temperature
-        weight = np.exp(scaled - scaled[0]) if scaled[0] > -np.inf else np.zeros_like(scaled)
-        if not weight.any():
-            return int(ids[0])
-        keep = weight.size
+        best = np.float64(adjusted_V.max())
+        if best == -np.inf:
+            return int(np.argmax(adjusted_V))
+
+        def weights(values: np.ndarray) -> np.ndarray:
+            # float64: sums over a vocabulary must not decide a draw by rounding.
+            return np.exp((values.astype(np.float64) - best) / s.temperature)
+
+        draw = uniform(s.seed, len(self.answer))
+        if s.top_k:
+            ids = largest(adjusted_V, s.top_k)
+            weight = weights(adjusted_V[ids])
+            cumulative = np.cumsum(weight)
+            return self._among(ids, weight, cumulative, float(cumulative[-1]), draw)
+        # Sorting a vocabulary costs milliseconds, and nearly always its first few hundred decide.
+        weight_V = weights(adjusted_V)
+        total, count = float(weight_V.sum()), _FIRST
+        while True:
+            ids = largest(adjusted_V, count)
+            weight = weight_V[ids]
+            cumulative = np.cumsum(weight)
+            if s.top_p < 1 or s.min_p:
+                enough = s.top_p < 1 and cumulative[-1] >= s.top_p * total
+                enough = enough or (s.min_p > 0 and weight[-1] < s.min_p)
+            else:
+                enough = draw * total < cumulative[-1]
+            if enough or ids.size == adjusted_V.size:
+                return self._among(ids, weight, cumulative, total, draw)
+            count *= 8
+
+    def _among(
+        self, ids: np.ndarray, weight: np.ndarray, cumulative: np.ndarray, total: float, draw: float
+    ) -> int:
+        """Cut to top_p and min_p and draw; `total` is the weight of all that could be in `ids`."""
+        s = self.sampling
+        keep = ids.size
         if s.top_p < 1:
-            reached = np.cumsum(weight) >= s.top_p * weight.sum()
-            keep = int(np.argmax(reached)) + 1
+            reached = cumulative >= s.top_p * total
+            keep = int(np.argmax(reached)) + 1 if reached.any() else keep
         if s.min_p:
             keep = min(keep, int((weight >= s.min_p).sum()))
-        cumulative = np.cumsum(weight[:keep])
-        aim = uniform(s.seed, len(self.answer)) * cumulative[-1]
-        return int(ids[min(int(np.searchsorted(cumulative, aim, side="right")), keep - 1)])
+        mass = float(cumulative[keep - 1]) if s.top_p < 1 or s.min_p else total
+        at = int(np.searchsorted(cumulative[:keep], draw * mass, side="right"))
+        return int(ids[min(at, keep - 1)])
 
 
 def largest(values_V: np.ndarray, count: int) -> np.ndarray:

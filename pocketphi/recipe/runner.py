@@ -99,12 +99,16 @@ def _compare(result: RunResult) -> None:
         forecast = json.loads((result.folder / "forecast.json").read_text())
     except (OSError, ValueError):
         return
-    progress.say("stage        forecast     actual")
+    progress.say("stage        forecast     actual    memory forecast     actual")
     for name, found in result.artifacts.items():
-        guess = forecast.get(name, {}).get("wall_s")
-        actual = found.manifest["timings"].get("wall_s", 0.0)
+        timings = found.manifest["timings"]
+        guess, memory = forecast.get(name, {}).get("wall_s"), forecast.get(name, {}).get("peak_memory_bytes")
         shown = progress.duration(guess) if guess is not None else "-"
-        progress.say(f"{name:<12} {shown:>8} {progress.duration(actual):>10}")
+        held = timings.get("peak_memory_bytes")
+        line = f"{name:<12} {shown:>8} {progress.duration(timings.get('wall_s', 0.0)):>10}"
+        if held and memory:
+            line += f" {memory / 1e6:>15.0f} MB {held / 1e6:>7.0f} MB"
+        progress.say(line)
     progress.say(f"recipe finished in {progress.duration(result.wall_s)}: {result.folder}")
 
 

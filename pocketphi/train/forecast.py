@@ -35,6 +35,7 @@ _CORPUS_CHAT_BYTES, _TURN_TOKENS = 262, 2.5
 # A process with torch loaded, before any model; what reading Parquet files adds to it.
 _BASE_BYTES = 450_000_000
 _PARQUET_BYTES = 110_000_000
+_TOKENIZER_BYTES = 22_000_000  # of 8192 pieces, which a rehearsal does not load
 _TYPICAL_HELDOUT_SETS = 2  # as full ones: sets are as large as their share of the corpus allows
 _SHAPE = (
     "hidden_size",
@@ -98,6 +99,7 @@ def loop_plan(
         found = rehearsal.measured(config, shape, phases)
     if found is not None:
         seconds, memory = _multiplied_out(config, phases, found, evaluations * heldout_tokens)
+        memory += _TOKENIZER_BYTES * shape.vocab_size / 8192
     memory += min(split_bytes, 2 * sum(tokens)) + extra_bytes
     return {
         "tokens": int(sum(tokens)),
@@ -116,8 +118,7 @@ def loop_plan(
 def _multiplied_out(
     config: LoopConfig, phases: Sequence[PhaseConfig], found: rehearsal.Measured, evaluated: int
 ) -> tuple[float, float]:
-    """Seconds and bytes of the run whose parts were measured. Load that others put on the machine while
-    it was rehearsed is taken out: it says nothing about the hours of the run."""
+    """Seconds and bytes of the run whose parts were measured."""
     seconds = found.start_s + evaluated * found.evaluate_token_s
     seconds += len(phases) * len(config.sample_prompts) * config.sample_tokens * found.sample_token_s
     checkpoints = 0.0
@@ -127,8 +128,7 @@ def _multiplied_out(
         # Once after so many tokens, and once when so many seconds have passed without.
         checkpoints += max(phase.tokens / every, steps / config.checkpoint_every_s) + 1
         seconds += steps
-    seconds += checkpoints * found.checkpoint_s
-    return seconds / found.busy, found.peak_memory_bytes
+    return seconds + checkpoints * found.checkpoint_s, found.peak_memory_bytes
 
 
 def _on_gpu(config: LoopConfig) -> bool:
@@ -140,7 +140,8 @@ def _rate(config: LoopConfig) -> float:
     gpu = machine.gpus() if config.device != "cpu" else []
     if gpu:
         return (config.peak_flops or peak_flops_of(str(gpu[0]["name"])) or 1e14) * _GPU_SHARE
-    return measured_flops() * _CPU_SHARE
+    cores = machine.num_cores()
+    return measured_flops() * _CPU_SHARE * min(config.num_threads or cores, cores) / cores
 
 
 def _counted_memory(config: LoopConfig, shape: ModelConfig, phase: PhaseConfig) -> int:

@@ -108,11 +108,30 @@ def world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    store, _, _ = next(torch.distributed.rendezvous("env://"))
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=torch.distributed.PrefixStore(_attempt(), store),
+        rank=rank,
+        world_size=size,
+    )
     try:
         yield World(rank, size, place)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _attempt() -> str:
+    """A name for this start of the ranks, the same on all of them.
+
+    torchrun (PyTorch 2.13) keeps its store when it starts ranks again, and a rank that is quick finds the
+    addresses of those that died: it is refused, or waits for ever. On one node the count of restarts
+    tells the starts apart. Nodes count theirs differently: there the launcher must make a new store
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see docs/guides/training.md).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return "start"
+    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ tokens are random. It costs a few seconds and is left out where the run itself i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -39,7 +40,8 @@ _DOCUMENT_TOKENS = 300  # of the random documents: they only decide the mask
 class Measured:
     """What a rehearsal found: `step_s` of each phase, and the costs beside the steps.
 
-    `busy` is how much longer a step took than the processor worked on it: 1 where the machine is free.
+    All in seconds of a free machine: what its threads waited for a core that other programs held is taken
+    out (Linux tells it). `busy` is how much longer the steps took with it.
     """
 
     step_s: tuple[float, ...]
@@ -99,14 +101,14 @@ def _ask(question: str) -> Measured | None:
     found = Measured(**{**tree, "step_s": tuple(tree["step_s"])})
     if found.busy > _BUSY:
         progress.say(
-            f"plan: this machine is busy with other work (steps take {found.busy:.1f} times their processor "
-            "time); the forecast is for the machine left alone"
+            f"plan: this machine is busy with other work (steps take {found.busy:.1f} times as long); the "
+            "forecast is for the machine left alone"
         )
     return found
 
 
 def rehearse(question: dict[str, Any], started: float) -> Measured:
-    """The child's work. `started` is when its process began (time.monotonic)."""
+    """The child's work. `started` is when its process began, by `free_clock`."""
     import torch
 
     from pocketphi.model import PhiForCausalLM, generate
@@ -125,36 +127,44 @@ def rehearse(question: dict[str, Any], started: float) -> Measured:
     ):
         model = PhiForCausalLM(shape)
         phases = [Phase(s, RandomFeed(shape.vocab_size, s.sequence_length)) for s in settings]
-        held_rows = max(1, 2 * settings[0].micro_batch_tokens // settings[-1].sequence_length)
+        held_rows = max(1, 4 * settings[0].micro_batch_tokens // settings[-1].sequence_length)
         held = HeldOut("random", RandomFeed(shape.vocab_size, settings[-1].sequence_length), held_rows, 0)
         store = Store(Path(folder) / "checkpoints")
         trainer = Trainer(model, phases, config, world=world, store=store, logs=Path(folder), heldout=[held])
         trainer.start()
-        start_s = time.monotonic() - started
-        worked = time.process_time()
-        before = time.monotonic()
+        start_s = free_clock() - started
+        before, began = free_clock(), time.monotonic()
         steps = [_time_steps(trainer, index) for index in range(len(phases))]
-        busy = (time.monotonic() - before) * torch.get_num_threads() / (time.process_time() - worked)
-        before = time.monotonic()
+        busy = (time.monotonic() - began) / max(free_clock() - before, 1e-6)
+        before = free_clock()
         trainer.evaluate()
-        evaluate_s = time.monotonic() - before
-        before = time.monotonic()
+        evaluate_s = free_clock() - before
+        before = free_clock()
         trainer.save(anchor=True)
-        checkpoint_s = time.monotonic() - before
+        checkpoint_s = free_clock() - before
         num_new = min(_SAMPLE_TOKENS, shape.max_position_embeddings - 1)
-        before = time.monotonic()
         model.eval()
+        before = free_clock()
         generate(model, [1], max_new_tokens=num_new, stop_ids=[])
-        sample_s = time.monotonic() - before
+        sample_s = free_clock() - before
         return Measured(
             step_s=tuple(steps),
-            busy=round(max(1.0, busy), 3),
+            busy=round(busy, 3),
             start_s=round(start_s, 3),
             evaluate_token_s=evaluate_s / (held_rows * settings[-1].sequence_length),
             sample_token_s=sample_s / num_new,
             checkpoint_s=checkpoint_s,
             peak_memory_bytes=peak_memory_bytes(torch.device(world.device)),
         )
+
+
+def free_clock() -> float:
+    """Seconds that passed, less those the main thread waited for a core (it works like the others, and
+    waits for them). Where the system does not tell, seconds that passed."""
+    waited = 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        waited = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    return time.monotonic() - waited
 
 
 def _time_steps(trainer: Any, index: int) -> float:
@@ -170,9 +180,9 @@ def _time_steps(trainer: Any, index: int) -> float:
         or (passed := time.monotonic() - begin) < _SECONDS
         or (len(taken) < 3 and passed < 5 * _SECONDS)
     ):
-        before = time.monotonic()
+        before = free_clock()
         trainer.one_step(phase)
-        taken.append(time.monotonic() - before)
+        taken.append(free_clock() - before)
     return float(np.median(taken))
 
 
@@ -198,7 +208,7 @@ class RandomFeed:
 
 
 def main() -> None:
-    started = time.monotonic()
+    started = free_clock()
     # A guard that meets random data for a few steps has nothing to judge; bars and logs are for people.
     answer = rehearse(json.load(sys.stdin), started)
     print(json.dumps(answer.__dict__))

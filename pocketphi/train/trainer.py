@@ -32,7 +32,7 @@ from pocketphi.core.errors import ConfigError, UserError
 from pocketphi.model.parametrization import MaximalUpdate
 from pocketphi.model.transformer import PhiForCausalLM
 from pocketphi.train import checkpoints, journal, sharded
-from pocketphi.train.acceleration import AccelerationConfig, accelerate, fastest_attention, unaccelerated
+from pocketphi.train.acceleration import AccelerationConfig, accelerate, unaccelerated
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
 from pocketphi.train.data import Batch, Feed
@@ -159,8 +159,7 @@ class Trainer:
 
     def run(self) -> Result:
         """Train through all phases and return how it ended."""
-        with fastest_attention() if self.world.device.type == "cuda" else contextlib.nullcontext():
-            self._run_phases()
+        self._run_phases()
         self._background.wait()
         self.world.barrier()
         self.journal.close()

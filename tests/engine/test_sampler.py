@@ -139,3 +139,29 @@ def test_largest_is_a_stable_sort(count: int) -> None:
     values = np.random.default_rng(0).integers(0, 9, 100).astype(np.float32)
     expected = sorted(range(100), key=lambda i: (-values[i], i))[:count]
     assert largest(values, count).tolist() == expected
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("options", [
+    {}, {"top_p": 0.3}, {"top_p": 0.97}, {"min_p": 0.02}, {"min_p": 0.3, "top_p": 0.9}, {"top_k": 700},
+])  # fmt: skip
+def test_sorting_a_part_draws_what_sorting_all_draws(options: dict[str, float], rounded: bool) -> None:
+    """Against the definition over the whole sorted vocabulary, flat and peaked, with and without ties."""
+    size, rng = 3000, np.random.default_rng(4)
+    for trial in range(40):
+        logits = (rng.standard_normal(size) * rng.uniform(0.01, 5)).astype(np.float32)
+        logits = np.round(logits, 1) if rounded else logits
+        sampler = Sampler(Sampling(temperature=0.9, seed=trial, **options), [], size)  # type: ignore[arg-type]
+        order = np.argsort(-logits, kind="stable")[: int(options.get("top_k", size))]
+        weight = np.exp((logits[order].astype(np.float64) - float(logits.max())) / 0.9)
+        keep = weight.size
+        if "top_p" in options:
+            keep = int(np.argmax(np.cumsum(weight) >= options["top_p"] * weight.sum())) + 1
+        if "min_p" in options:
+            keep = min(keep, int((weight >= options["min_p"]).sum()))
+        inside = np.cumsum(weight[:keep])
+        for _ in range(5):
+            aim = uniform(trial, len(sampler.answer)) * inside[-1]
+            expected = int(order[min(int(np.searchsorted(inside, aim, side="right")), keep - 1)])
+            assert sampler.choose(logits).token == expected
+            sampler.accept(expected)

@@ -102,3 +102,17 @@ def test_a_lost_rank_is_restarted_from_the_last_checkpoint(toy_shards: Path, tmp
     assert (tmp_path / "lost.lost").exists()
     for one, lost in zip(curve(tmp_path / "one"), curve(tmp_path / "lost")):
         np.testing.assert_allclose(lost, one, rtol=1e-4)
+
+
+def test_starts_of_the_ranks_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's store outlives the ranks: under one name, new ones would find the addresses of dead ones."""
+    from pocketphi.train.parallel import _attempt
+
+    names = []
+    for count in ("0", "1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        names.append(_attempt())
+    assert len(set(names)) == 3
+    # Nodes count their own restarts: a name made from it would keep them apart.
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert _attempt() not in names

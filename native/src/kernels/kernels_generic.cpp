@@ -12,6 +12,7 @@ struct Index {
 #define PP_PLAIN 1
 #include "simd_generic.h"
 #include "kernels.inc"
+#include "attention.inc"
 
 }  // namespace
 

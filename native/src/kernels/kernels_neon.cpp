@@ -12,6 +12,7 @@ struct Index {
 
 #include "simd_neon.h"
 #include "kernels.inc"
+#include "attention.inc"
 
 }  // namespace
 

@@ -4,7 +4,7 @@
     scorer.score(["A plant is ..."])      # float32 [D]
 
 `phi corpus annotate` makes labels with a language model, `phi corpus train-scorer` trains a scorer on
-labels. The card of the shipped scorer is `default.md` in this folder.
+labels. What the scorer in the package measures, and how well: docs/concepts/educational-score.md.
 """
 
 from pocketphi.corpus.educational.scorer import DEFAULT_PATH, Scorer, load_scorer

@@ -18,10 +18,15 @@ from pocketphi.corpus.educational import metrics
 from pocketphi.corpus.educational.labels import Labelled
 from pocketphi.corpus.educational.training import Weights
 
-READ_WORDS = 650  # about what the scorer reads of a long document
+READ_WORDS = 320  # about what the scorer reads of a long document
 CUT_WORDS = (50, 100, 200)
 _MAX_COMMON = 0.2  # a word in more documents than this says nothing about the topic
 _MIN_TOPIC = 0.08  # cosine of rare words that counts as the same topic
+_TOPIC_WORDS = 100
+_TOPIC_POOL = 4000  # documents of training that stand for all where topic alone is asked
+_TOPIC_QUERIES = 600  # documents of each kind and fold that are asked about
+_SAME_VOTE = 0.1  # of the 0 to 5 scale
+_NEIGHBOURS = 10
 
 
 @dataclass
@@ -188,66 +193,130 @@ def _length_matched(held: HeldOut, good: np.ndarray, bad: np.ndarray, words: int
     return float(np.mean(values)) if values else float("nan")
 
 
-def _topic_matched(held: HeldOut, good: np.ndarray, bad: np.ndarray, words: int = 100) -> dict[str, Any]:
-    """Pair each low document with the high one of its fold that is nearest in topic, both cut to `words`.
+def _topic_matched(held: HeldOut, good: np.ndarray, bad: np.ndarray) -> dict[str, Any]:
+    """Two tests in which topic cannot tell high from low. A fold's model has seen the source of neither.
 
-    A fold's model has seen the source of neither. Only pairs that share rare words count.
+    *Topic matched*: each low document beside the high one of its fold that is nearest in topic; only pairs
+    that share rare words count. Also for cuts of `_TOPIC_WORDS`, which takes length away as well.
+    *Topic balanced*: first the label that topic alone would give (that of the nearest documents which the
+    fold's model was trained on); then pairs of a low and a high document that get the same one. There the
+    ROC AUC of topic alone is one half by choice of the pairs, and what the scorer shows is not topic.
     """
     data = held.data
-    wins = ties = pairs = 0
-    highs: list[float] = []
-    lows: list[float] = []
-    similarities: list[float] = []
+    names = ("matched", "matched_cut", "balanced", "alone", "alone_balanced")
+    found: dict[str, list[list[np.ndarray]]] = {name: [[], []] for name in names}
+    similarities: list[np.ndarray] = []
+
+    def add(name: str, high: np.ndarray, low: np.ndarray) -> None:
+        found[name][0].append(high)
+        found[name][1].append(low)
+
     for fold in range(len(held.models)):
-        g = good[(held.fold_D[good] == fold) & (_lengths(data, good) >= words)]
-        b = bad[(held.fold_D[bad] == fold) & (_lengths(data, bad) >= words)]
+        g = good[(held.fold_D[good] == fold) & (_lengths(data, good) >= _TOPIC_WORDS)]
+        b = bad[(held.fold_D[bad] == fold) & (_lengths(data, bad) >= _TOPIC_WORDS)]
         if not len(g) or not len(b):
             continue
-        nearest, similarity = _nearest_topic(data, b, g)
+        b = _thinned(b, _TOPIC_QUERIES)
+        nearest, similarity = _TopicIndex(data, g).nearest(b)
         same = similarity >= _MIN_TOPIC
-        if not same.any():
-            continue
-        low = held.raw(b[same].tolist(), words)
-        high = held.raw(g[nearest[same]].tolist(), words)
-        wins += int((high > low).sum())
-        ties += int((high == low).sum())
-        pairs += int(same.sum())
-        highs += high.tolist()
-        lows += low.tolist()
-        similarities += similarity[same].tolist()
-    if not pairs:
-        return {"topic_matched_pairs": 0}
-    return {
-        "topic_matched_pairs": pairs,
-        "topic_matched_mean_cosine": float(np.mean(similarities)),
-        "topic_matched_high_wins": (wins + ties / 2) / pairs,
-        "topic_matched_roc_auc": metrics.roc_auc(np.array(highs), np.array(lows)),
+        similarities.append(similarity[same])
+        pair_g, pair_b = g[nearest[same]].tolist(), b[same].tolist()
+        add("matched", held.raw(pair_g), held.raw(pair_b))
+        add("matched_cut", held.raw(pair_g, _TOPIC_WORDS), held.raw(pair_b, _TOPIC_WORDS))
+        g = _thinned(g, _TOPIC_QUERIES)
+        known = _TopicIndex(data, _thinned(np.flatnonzero(held.fold_D != fold), _TOPIC_POOL))
+        said_g, said_b = known.votes(g), known.votes(b)
+        add("alone", said_g, said_b)
+        at_g, at_b = _equal_pairs(said_g, said_b)
+        add("balanced", held.raw(g[at_g].tolist()), held.raw(b[at_b].tolist()))
+        add("alone_balanced", said_g[at_g], said_b[at_b])
+    result: dict[str, Any] = {
+        "topic_matched_pairs": sum(len(s) for s in similarities),
+        "topic_balanced_pairs": 0,
     }
+    joined = {k: tuple(np.concatenate(side) if side else np.zeros(0) for side in v) for k, v in found.items()}
+    if result["topic_matched_pairs"]:
+        result["topic_matched_mean_cosine"] = float(np.mean(np.concatenate(similarities)))
+        high, low = joined["matched"]
+        result["topic_matched_high_wins"] = float(np.mean(high > low) + np.mean(high == low) / 2)
+    result["topic_balanced_pairs"] = len(joined["balanced"][0])
+    for name, key in (
+        ("topic_matched", "matched"),
+        ("topic_and_length_matched", "matched_cut"),
+        ("topic_balanced", "balanced"),
+    ):
+        result[f"{name}_roc_auc"] = metrics.roc_auc(*joined[key])
+    result["roc_auc_of_topic_alone"] = metrics.roc_auc(*joined["alone"])
+    result["topic_balanced_roc_auc_of_topic_alone"] = metrics.roc_auc(*joined["alone_balanced"])
+    return result
 
 
-def _nearest_topic(data: Labelled, queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (place in pool, cosine) of the pool document that shares most rare words with each query."""
-    sets = [np.unique(data.words[d][:READ_WORDS]) for d in (*queries.tolist(), *pool.tolist())]
-    terms, frequency = np.unique(np.concatenate(sets), return_counts=True)
-    weight = np.log(len(sets) / frequency)
-    weight[(frequency > _MAX_COMMON * len(sets)) | (frequency < 2)] = 0.0
-    ids = [np.searchsorted(terms, s) for s in sets]
-    norms = np.array([float(np.sqrt((weight[i] ** 2).sum())) or 1.0 for i in ids])
-    flat = np.concatenate(ids[len(queries) :])
-    owner = np.repeat(np.arange(len(pool)), [len(i) for i in ids[len(queries) :]])
-    order = np.argsort(flat, kind="stable")
-    flat, owner = flat[order], owner[order]
-    starts = np.searchsorted(flat, np.arange(len(terms) + 1))
-    best = np.zeros(len(queries), dtype=np.int64)
-    cosine = np.zeros(len(queries))
-    pool_norms = norms[len(queries) :]
-    for row in range(len(queries)):
-        own = ids[row][weight[ids[row]] > 0]
-        if not len(own):
-            continue
-        holders = np.concatenate([owner[starts[t] : starts[t + 1]] for t in own])
-        mass = np.repeat(weight[own] ** 2, starts[own + 1] - starts[own])
-        shared = np.bincount(holders, weights=mass, minlength=len(pool)) / (pool_norms * norms[row])
-        best[row] = int(shared.argmax())
-        cosine[row] = float(shared[best[row]])
-    return best, cosine
+def _thinned(documents: np.ndarray, most: int) -> np.ndarray:
+    return documents[:: max(1, -(-len(documents) // most))]
+
+
+def _equal_pairs(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return places of pairs (high, low) whose values differ by at most `_SAME_VOTE`, none used twice."""
+    order_h, order_l = np.argsort(high, kind="stable"), np.argsort(low, kind="stable")
+    at_h, at_l = [], []
+    i = j = 0
+    while i < len(high) and j < len(low):
+        difference = high[order_h[i]] - low[order_l[j]]
+        if abs(difference) <= _SAME_VOTE:
+            at_h.append(int(order_h[i]))
+            at_l.append(int(order_l[j]))
+        i += difference <= _SAME_VOTE
+        j += difference >= -_SAME_VOTE
+    return np.array(at_h, dtype=np.int64), np.array(at_l, dtype=np.int64)
+
+
+class _TopicIndex:
+    """Documents by their rare words (those of few documents of the pool): what they are about.
+
+    Shape legend: P documents of the pool.
+    """
+
+    def __init__(self, data: Labelled, pool: np.ndarray) -> None:
+        self.data, self.pool = data, pool
+        sets = [self._terms_of(d) for d in pool.tolist()]
+        self.terms, frequency = np.unique(np.concatenate(sets), return_counts=True)
+        weight = np.log(len(sets) / frequency)
+        weight[frequency > _MAX_COMMON * len(sets)] = 0.0
+        self.squares = weight**2
+        flat = np.searchsorted(self.terms, np.concatenate(sets))
+        owner = np.repeat(np.arange(len(pool)), [len(s) for s in sets])
+        self.norms_P = np.sqrt(np.bincount(owner, weights=self.squares[flat], minlength=len(pool)))
+        self.norms_P[self.norms_P == 0] = 1.0
+        order = np.argsort(flat, kind="stable")
+        self.owner = owner[order]
+        self.starts = np.searchsorted(flat[order], np.arange(len(self.terms) + 1))
+
+    def _terms_of(self, document: int) -> np.ndarray:
+        return np.unique(self.data.words[document][:READ_WORDS])
+
+    def cosines(self, document: int) -> np.ndarray:
+        """Cosine of a document to each of the pool, float64 [P]; words that the pool does not have count not."""
+        own = self._terms_of(document)
+        place = np.minimum(np.searchsorted(self.terms, own), len(self.terms) - 1)
+        place = place[(self.terms[place] == own) & (self.squares[place] > 0)]
+        if not len(place):
+            return np.zeros(len(self.pool))
+        holders = np.concatenate([self.owner[self.starts[t] : self.starts[t + 1]] for t in place])
+        mass = np.repeat(self.squares[place], self.starts[place + 1] - self.starts[place])
+        shared_P = np.bincount(holders, weights=mass, minlength=len(self.pool))
+        return shared_P / (self.norms_P * np.sqrt(self.squares[place].sum()))
+
+    def nearest(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (place in the pool, cosine) of the document nearest in topic to each of `documents`."""
+        found = [self.cosines(d) for d in documents.tolist()]
+        return np.array([int(c.argmax()) for c in found]), np.array([float(c.max()) for c in found])
+
+    def votes(self, documents: np.ndarray) -> np.ndarray:
+        """The label that the nearest documents of the pool would give, weighted by cosine."""
+        labels_P = self.data.labels[self.pool]
+        found = []
+        for document in documents.tolist():
+            cosine_P = self.cosines(document)
+            top = np.argsort(-cosine_P, kind="stable")[:_NEIGHBOURS]
+            found.append(float(np.average(labels_P[top], weights=cosine_P[top] + 1e-9)))
+        return np.array(found)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pocketphi.corpus.word_hashing import byte_table, hash_words
 
-NUM_WINDOWS = 8
+NUM_WINDOWS = 4
 WINDOW_CHARS = 512
 MAX_CHARS = NUM_WINDOWS * WINDOW_CHARS
 

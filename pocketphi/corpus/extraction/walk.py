@@ -142,6 +142,9 @@ _CC = re.compile(
 )
 _MAX_DEPTH = 150  # three frames each; deeper than any page that people read
 _EMPTY_PAGE_CHARS = 300
+_LONG_TAG_CHARS = 4000
+_LONG_TAG = re.compile(r"(<[a-zA-Z][\w-]{0,30})[^<>]{4000,}")
+_MAX_ATTRIBUTES = 500
 _MAX_TABLE_CELLS = 5000
 
 
@@ -186,23 +189,31 @@ def parse(html: str) -> Any | None:
     """Return the root element of a page, None when there is nothing in it."""
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     html = html.replace("\0", "") if "\0" in html else html
+    if max(map(len, html.split(">"))) > _LONG_TAG_CHARS:
+        html = _LONG_TAG.sub(_without_attributes, html)
     try:
         return etree.fromstring(html.encode("utf-8", "replace"), parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return None
 
 
+def _without_attributes(found: re.Match[str]) -> str:
+    """A start tag of more attributes than any page needs loses them: libxml2 compares each with all others."""
+    return found[1] if len(found[0].split(None, _MAX_ATTRIBUTES)) > _MAX_ATTRIBUTES else found[0]
+
+
 def flatten(root: Any, max_nodes: int) -> FlatPage:
     """Walk the tree once. Raises TooManyNodes past `max_nodes` elements.
 
-    A page of almost no text is walked again, into navigation and noscript as well: an end tag that is
-    missing there puts the whole page inside.
+    A page of almost no text is walked again, into navigation, noscript and hidden parts as well: an end tag
+    that is missing puts the whole page inside, and a page that is sent in pieces keeps them hidden until a
+    script puts them in their place.
     """
     walker = _Walker(max_nodes, _DROP)
     walker.element(root, -1, 0)
     walker.flush()
     if sum(len(block.text) for block in walker.page.blocks) < _EMPTY_PAGE_CHARS:
-        again = _Walker(max_nodes, _DROP - {"nav", "noscript", "menu", "dialog", "button"})
+        again = _Walker(max_nodes, _DROP - {"nav", "noscript", "menu", "dialog", "button"}, show_hidden=True)
         again.element(root, -1, 0)
         again.flush()
         if len(again.page.blocks) > len(walker.page.blocks):
@@ -211,9 +222,10 @@ def flatten(root: Any, max_nodes: int) -> FlatPage:
 
 
 class _Walker:
-    def __init__(self, max_nodes: int, drop: frozenset[str]) -> None:
+    def __init__(self, max_nodes: int, drop: frozenset[str], *, show_hidden: bool = False) -> None:
         self.page = FlatPage()
         self.drop = drop
+        self.show_hidden = show_hidden  # parts that group others, not single paragraphs
         self.left = max_nodes
         self.parts: list[str] = []  # of the block that is being gathered
         self.link_chars = 0
@@ -296,7 +308,7 @@ class _Walker:
         """Two kinds of script are text: formulas for MathJax, and the articles of Blogger's templates."""
         if kind.startswith("math/tex"):
             self.parts.append(delimited(element.text, "display" in kind))
-        elif kind == "text/template" and "<p" in element.text:
+        elif kind == "text/template" and element.text.lstrip().startswith("<") and "<p" in element.text:
             inner = parse(element.text)
             body = inner.find("body") if inner is not None else None
             if body is not None:
@@ -353,7 +365,7 @@ class _Walker:
         self.kind, self.tag, self.level, self.container = before
 
     def group(self, element: Any, tag: str, container: int, depth: int) -> None:
-        if tag not in ("html", "body") and _hidden(element):
+        if tag not in ("html", "body") and not self.show_hidden and _hidden(element):
             return
         self.flush()
         names = " ".join(filter(None, (element.get("class"), element.get("id"), element.get("role")))).lower()
@@ -440,7 +452,7 @@ class _Walker:
         for number, row in enumerate(rows):
             cells: list[str] = []
             for cell in row:
-                inner = _Walker(self.left, self.drop)
+                inner = _Walker(self.left, self.drop, show_hidden=self.show_hidden)
                 inner.kind, inner.tag, inner.container = "text", "td", container
                 inner.children(cell, container, depth + 1)
                 inner.flush()
