@@ -23,6 +23,7 @@ H100_FLOPS = 3.5e14
 # Reading the weights once per generated token bounds decoding.
 CPU_BYTES_PER_S = 1.5e10
 H100_BYTES_PER_S = 2.5e12
+SHIPPED_BYTES_PER_PARAMETER = 0.6
 # Time per request that is not arithmetic, measured on the numpy runtime.
 REQUEST_S = 0.002
 
@@ -30,8 +31,8 @@ REQUEST_S = 0.002
 def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat forecast numbers of an evaluation.
 
-    inputs_plan: `parameters` of the model, or `model_name` of a shape that ships; `model_bytes` if
-    known. Files that are missing count nothing and are named in `tasks_without_data`.
+    inputs_plan: `parameters` of the model (4 bytes each), or `model_name` of a shape that ships (as its
+    4-bit file); `model_bytes` if known. Files that are missing count nothing and are named in `tasks_without_data`.
     """
     parameters, weight_bytes = _model(inputs_plan)
     selection = select(config)
@@ -105,6 +106,7 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
         "cpu_hours": round(cpu_s / 3600, 3),
         "h100_hours": round(h100_s / 3600, 4),
         "parameters": int(parameters),
+        "model_bytes": int(weight_bytes),
     }
     if without:
         forecast["tasks_without_data"] = ", ".join(without)
@@ -119,4 +121,5 @@ def _model(inputs_plan: Mapping[str, Any]) -> tuple[float, float]:
     from pocketphi.model.config import ModelConfig
 
     parameters = float(ModelConfig.named(str(inputs_plan.get("model_name", "nano"))).num_parameters)
-    return parameters, parameters * 4
+    # A shape by its name is forecast as the file that ships: 4-bit blocks with their scales.
+    return parameters, float(inputs_plan.get("model_bytes") or parameters * SHIPPED_BYTES_PER_PARAMETER)
