@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +60,32 @@ class Feed(Protocol):
     def describe(self, num_rows: int) -> list[str]:
         """Say, in lines for people, what the first `num_rows` rows consist of."""
         ...
+
+
+class Ahead:
+    """Batches of a feed, the next one made in a thread while the device works on this one.
+
+    `stride` rows lie between the first rows of two steps. Another row than the expected one (after a
+    roll-back) is made when it is asked for. Only the thread touches the feed's caches.
+    """
+
+    def __init__(self, feed: Feed, stride: int) -> None:
+        self._feed, self._stride = feed, stride
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+
+    def batch(self, first_row: int, num_rows: int) -> Batch:
+        """Return `feed.batch(first_row, num_rows)`, with what it raises."""
+        wanted = (first_row, num_rows)
+        ready = self._next if self._next is not None and self._next[0] == wanted else None
+        future = ready[1] if ready else self._thread.submit(self._feed.batch, *wanted)
+        following = (first_row + self._stride, num_rows)
+        self._next = following, self._thread.submit(self._feed.batch, *following)
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread; a batch that nobody will ask for is dropped."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def mix64(*parts: int) -> int:

@@ -26,16 +26,24 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ADAMW_RMS = 0.2
 
 
-def orthogonalized(g_MN: Tensor, iterations: int) -> Tensor:
-    """The nearest matrix with all singular values about 1, by a Newton-Schulz iteration."""
-    x = g_MN / (g_MN.norm() + 1e-7)
-    flip = x.shape[0] > x.shape[1]
-    x = x.T if flip else x
+# Elements of equal matrices that are iterated together: many small products leave a GPU idle.
+_TOGETHER = 1 << 26
+
+
+def orthogonalized(g_KMN: Tensor, iterations: int) -> Tensor:
+    """The nearest matrices with all singular values about 1, by a Newton-Schulz iteration.
+
+    The iteration corrects its own errors, so a GPU runs it in bfloat16 (K. Jordan, 2024).
+    """
+    x = g_KMN / (torch.linalg.matrix_norm(g_KMN, keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
+    flip = x.shape[-2] > x.shape[-1]
+    x = x.mT if flip else x
     a, b, c = _QUINTIC
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if flip else x
+    return (x.mT if flip else x).to(g_KMN.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -63,27 +71,45 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum, beta = state["momentum"], group["momentum"]
-                momentum.lerp_(parameter.grad, 1 - beta)
-                nesterov = parameter.grad.lerp(momentum, beta)
-                whole = nesterov.full_tensor() if hasattr(nesterov, "full_tensor") else nesterov
-                pieces = [
-                    orthogonalized(p, group["iterations"]) * (_ADAMW_RMS * max(p.shape) ** 0.5)
-                    for p in whole.split(self._parts.get(parameter, [whole.shape[0]]))
-                ]
-                update = torch.cat(pieces)
-                if hasattr(nesterov, "full_tensor"):
-                    from torch.distributed.tensor import distribute_tensor
+            for parameters in self._together([p for p in group["params"] if p.grad is not None]):
+                self._update(parameters, group)
 
-                    update = distribute_tensor(update, nesterov.device_mesh, nesterov.placements)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"])
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One step for parameters of one shape and one split."""
+        smoothed = [self._smoothed(p, group["momentum"]) for p in parameters]
+        whole = [s.full_tensor() if hasattr(s, "full_tensor") else s for s in smoothed]
+        rows = self._parts.get(parameters[0], [whole[0].shape[0]])
+        pieces = [
+            orthogonalized(g_KMN, group["iterations"]) * (_ADAMW_RMS * max(g_KMN.shape[1:]) ** 0.5)
+            for g_KMN in torch.stack(whole).split(rows, dim=1)
+        ]
+        for parameter, nesterov, update in zip(parameters, smoothed, torch.cat(pieces, dim=1)):
+            if hasattr(nesterov, "full_tensor"):
+                from torch.distributed.tensor import DTensor, distribute_tensor
+
+                assert isinstance(nesterov, DTensor)
+                update = distribute_tensor(update, nesterov.device_mesh, nesterov.placements)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-group["lr"])
+
+    def _smoothed(self, parameter: Tensor, beta: float) -> Tensor:
+        """Nesterov's look-ahead of the momentum, which is brought up to date."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - beta)
+        return parameter.grad.lerp(state["momentum"], beta)
+
+    def _together(self, parameters: list[Tensor]) -> list[list[Tensor]]:
+        """Parameters of one shape and one split, in order of appearance, few enough for the memory."""
+        groups: dict[tuple[int, ...], list[list[Tensor]]] = {}
+        for parameter in parameters:
+            found = groups.setdefault((*parameter.shape, *self._parts.get(parameter, [])), [[]])
+            if found[-1] and (len(found[-1]) + 1) * parameter.numel() > _TOGETHER:
+                found.append([])
+            found[-1].append(parameter)
+        return [group for same in groups.values() for group in same]
 
 
 class Optimizers:

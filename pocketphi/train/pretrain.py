@@ -261,14 +261,21 @@ class determinism:
         self.num_threads = config.num_threads or machine.num_cores()
 
     def __enter__(self) -> None:
-        self._before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        self._before = (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        )
         torch.set_num_threads(self.num_threads)
+        # Every new tensor would be filled with NaN: memory traffic for an error we do not make.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._before[0])
         torch.use_deterministic_algorithms(self._before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = self._before[2]  # type: ignore[attr-defined]
 
 
 def checkpoints_folder(out: Path, fingerprint: str) -> Path:

@@ -35,7 +35,7 @@ from pocketphi.train import checkpoints, journal, sharded
 from pocketphi.train.acceleration import AccelerationConfig, accelerate, unaccelerated
 from pocketphi.train.checkpoints import Saved, Store
 from pocketphi.train.config import LoopConfig, PhaseConfig
-from pocketphi.train.data import Batch, Feed
+from pocketphi.train.data import Ahead, Batch, Feed
 from pocketphi.train.forecast import peak_flops_of
 from pocketphi.train.guard import Guard
 from pocketphi.train.journal import METRICS, SAMPLES, Clock, Journal
@@ -145,6 +145,7 @@ class Trainer:
         self._update_ratio = UpdateRatio(self.model)
         self.guard = Guard(config.guard)
         self.cursor = Cursor()
+        self._ahead: Ahead | None = None  # reads the feed of the phase that runs
         self.last_loss = math.nan
         self.last_heldout: dict[str, dict[str, float]] = {}
         kept = journal.trackers(list(config.trackers), logs, asdict(config)) if world.is_main else []
@@ -177,7 +178,11 @@ class Trainer:
             self._announce(phase)
             done = self.cursor.phase_step * phase.config.batch_tokens
             total = phase.config.num_steps * phase.config.batch_tokens
-            with _main_bar(self.world, phase.config.name, total, done) as bar:
+            self._ahead = Ahead(phase.feed, phase.config.rows_per_step)
+            with (
+                contextlib.closing(self._ahead),
+                _main_bar(self.world, phase.config.name, total, done) as bar,
+            ):
                 while self.cursor.phase_step < phase.config.num_steps:
                     before = self.cursor.phase_step
                     self.one_step(phase)
@@ -208,7 +213,7 @@ class Trainer:
         started = time.monotonic()
         rate = learning_rate(settings, cursor.phase_step * settings.batch_tokens, settings.batch_tokens)
         local_rows = settings.rows_per_step // self.world.size
-        batch = phase.feed.batch(cursor.row + self.world.rank * local_rows, local_rows)
+        batch = (self._ahead or phase.feed).batch(cursor.row + self.world.rank * local_rows, local_rows)
         num_targets = int(self.world.total(batch.num_targets)[0])
         if num_targets == 0:
             raise UserError(

@@ -13,32 +13,19 @@ from train.toy_training import toy_phases, toy_trainer
 from pocketphi.core.errors import CheckpointError, ConfigError, UserError
 from pocketphi.train.checkpoints import Store
 from pocketphi.train.config import GuardConfig
-from pocketphi.train.data import Batch
 from pocketphi.train.guard import Guard
 from pocketphi.train.parallel import World
 
 
-class Poisoned:
-    """A feed whose rows from `first` to `last` make the loss not finite."""
-
-    def __init__(self, feed, trainer, first: int, last: int) -> None:
-        self.feed, self.trainer, self.first, self.last = feed, trainer, first, last
-        self.sequence_length, self.rows_per_epoch, self.describe = feed.sequence_length, 1, feed.describe
-
-    def batch(self, first_row: int, num_rows: int) -> Batch:
-        self.trainer.loss_model.bad = self.first <= first_row < self.last
-        return self.feed.batch(first_row, num_rows)
-
-
 def poison(trainer, phase: int, first: int, last: int) -> None:
-    object.__setattr__(
-        trainer.phases[phase], "feed", Poisoned(trainer.phases[phase].feed, trainer, first, last)
-    )
+    """Make the loss of the phase's rows from `first` to `last` not finite."""
     plain = trainer.loss_model.forward
 
     def forward(*arguments):
         loss, z = plain(*arguments)
-        return (loss * float("nan") if getattr(trainer.loss_model, "bad", False) else loss), z
+        at = trainer.cursor
+        bad = trainer.model.training and at.phase == phase and first <= at.row < last
+        return (loss * float("nan") if bad else loss), z
 
     trainer.loss_model.forward = forward
 

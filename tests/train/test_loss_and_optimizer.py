@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from train.toy_training import toy_model
 
+from pocketphi.train import optimizer
 from pocketphi.train.config import OptimizerConfig
 from pocketphi.train.cross_entropy import chunked_cross_entropy
 from pocketphi.train.data import IGNORE
@@ -77,3 +78,31 @@ def test_muon_treats_fused_matrices_as_the_matrices_they_hold() -> None:
     moved = (before - weight.detach()) / 1e-2
     for piece, g in zip(moved.split([32, 16, 16]), grad.split([32, 16, 16])):
         torch.testing.assert_close(piece, orthogonalized(g, 5) * 0.2 * 32**0.5, rtol=1e-4, atol=1e-4)
+
+
+def test_matrices_of_one_shape_are_updated_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal matrices are iterated together; how many, and beside what, does not change the update."""
+
+    def updated(together: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(optimizer, "_TOGETHER", together)
+        generator = torch.Generator().manual_seed(3)
+        # Two shapes, and two splits of one shape.
+        shapes = [(24, 16)] * 5 + [(16, 16)] * 2
+        parameters = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        parts = {parameters[0]: [8, 16], parameters[2]: [8, 16], parameters[4]: [12, 12]}
+        muon = optimizer.Muon(
+            parameters,
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=0.1,
+            iterations=5,
+            parts=parts,  # type: ignore[arg-type]
+        )
+        for _ in range(2):
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=generator)
+            muon.step()
+        return [p.detach() for p in parameters]
+
+    for together, alone in zip(updated(1 << 20), updated(1)):
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from pocketphi.core.errors import ConfigError
 from pocketphi.train import shards
-from pocketphi.train.data import IGNORE, PackedFeed, Permutation
+from pocketphi.train.data import IGNORE, Ahead, PackedFeed, Permutation
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 64, 1000, 4097])
@@ -91,3 +92,14 @@ def test_wrong_mixture_names_the_sources(toy_shards: Path) -> None:
         PackedFeed(split, 16, seed=0, mixture={"novels": 1})
     with pytest.raises(ConfigError, match="must be positive"):
         PackedFeed(split, 16, seed=0, mixture={"web": 0})
+
+
+def test_batches_made_ahead_are_the_same_ones(toy_shards: Path) -> None:
+    """In order, after a jump (a roll-back leaves rows out), and with what the feed raises."""
+    feed = PackedFeed(shards.open_split(toy_shards, "phase1"), 16, seed=3)
+    ahead = Ahead(PackedFeed(shards.open_split(toy_shards, "phase1"), 16, seed=3), 4)
+    with contextlib.closing(ahead):
+        for first in (0, 4, 8, 20, 24, 0):
+            np.testing.assert_array_equal(ahead.batch(first, 4).ids_BT, feed.batch(first, 4).ids_BT)
+        with pytest.raises(ValueError):
+            ahead.batch(0, 0)
