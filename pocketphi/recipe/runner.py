@@ -83,6 +83,7 @@ def _announce(recipe: Recipe, folder: Path) -> Forecast:
         progress.event("left_out", entries=recipe.left_out)
     forecast = plan(recipe, folder)
     forecast.check()
+    forecast.check_gpu(folder)
     kept = folder / "forecast.json"
     if not kept.exists():
         artifact.write_atomic(kept, json.dumps(forecast.stages, indent=1))
