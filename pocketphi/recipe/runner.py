@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi import __version__
-from pocketphi.core import artifact, progress
+from pocketphi.core import artifact, machine, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
 from pocketphi.recipe.plan import Forecast, plan
@@ -56,6 +56,7 @@ def run(recipe: Recipe, *, out: Path | None = None) -> RunResult:
             progress.say(f"{stage.name}: running")
             made_now: Artifact = stage.load().run(recipe.config(stage), inputs, out=place)
             artifacts[stage.name] = made_now
+            machine.give_back_memory()
             made.append(stage.name)
             state[stage.name] = key
             artifact.write_atomic(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))

@@ -35,6 +35,8 @@ _CORPUS_CHAT_BYTES, _TURN_TOKENS = 262, 2.5
 # A process with torch loaded, before any model; what reading Parquet files adds to it.
 _BASE_BYTES = 450_000_000
 _PARQUET_BYTES = 110_000_000
+# What a process keeps of the corpus, the tokenizer and the shards that it made before.
+_EARLIER_STAGES_BYTES = 160_000_000
 _TOKENIZER_BYTES = 22_000_000  # of 8192 pieces, which a rehearsal does not load
 _TYPICAL_HELDOUT_SETS = 2  # as full ones: sets are as large as their share of the corpus allows
 _SHAPE = (
@@ -188,6 +190,7 @@ def train_plan(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]
             shape,
             config.phases,
             split_bytes=int(inputs_plan.get("shards", {}).get("disk_bytes", 0)),
+            extra_bytes=_EARLIER_STAGES_BYTES if "corpus" in inputs_plan else 0,
             heldout_tokens=_TYPICAL_HELDOUT_SETS * config.evaluate_tokens,
         )
     # Flat figures of the shape: fine-tuning is planned with the same one.
@@ -248,7 +251,8 @@ def sft_plan(config: SftConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) ->
         shape,
         [phase],
         gpu_elsewhere=str(train.get("gpu", "")),
-        extra_bytes=_PARQUET_BYTES if corpus_chats else 0,
+        extra_bytes=(_PARQUET_BYTES if corpus_chats else 0)
+        + (_EARLIER_STAGES_BYTES if "corpus" in inputs_plan else 0),
         heldout_tokens=int(config.heldout_ratio * tokens),
     )
     del plan["vocab_size"]
