@@ -48,6 +48,7 @@ _STATE = re.compile(
     r"(?:^|[\-_])(?:grid|layout|row|col\w*|enabled|disabled|open|closed|allowed|has|no|not|with|without|is|js|single"
     r"|template|page|type|format|category|tag|status)(?:$|[\-_])"
 )
+_NAMELESS = (False, False, False)
 _NEUTRAL_TAGS = frozenset(("body", "html"))
 _FURNITURE_TAGS = frozenset(("footer", "aside", "form"))
 
@@ -82,7 +83,6 @@ def select(page: FlatPage) -> list[Block]:
     return [blocks[i] for i in chosen]
 
 
-@lru_cache(maxsize=20_000)
 def plain_names(names: str) -> str:
     """Reduce class names to what they call the part: "block__element--modifier" to "element", no states."""
     tokens = []
@@ -91,6 +91,16 @@ def plain_names(names: str) -> str:
         if token and not _STATE.search(token):
             tokens.append(token)
     return " ".join(tokens)
+
+
+@lru_cache(maxsize=20_000)
+def _named(names: str) -> tuple[bool, bool, bool]:
+    """What class names say: (never content, furniture, content)."""
+    plain = plain_names(names)
+    if not plain:
+        return False, False, False
+    content = bool(_CONTENT.search(plain))
+    return bool(_NEVER.search(plain)), not content and bool(_FURNITURE.search(plain)), content
 
 
 def _ancestors(containers: Sequence[Container], index: int) -> frozenset[int]:
@@ -150,18 +160,15 @@ def _furniture(
             article[index] = True
         if container.tag in _NEUTRAL_TAGS or index in spared:
             continue
-        named = plain_names(container.names)
+        never, furnished, _ = _named(container.names) if container.names else _NAMELESS
         if only_never:
-            never = container.tag in ("footer", "aside") or (bool(named) and bool(_NEVER.search(named)))
-            bad[index] = never and size[index] < 0.8 * total
+            bad[index] = (never or container.tag in ("footer", "aside")) and size[index] < 0.8 * total
             continue
-        if named and _NEVER.search(named) and size[index] < 0.8 * total:
+        if never and size[index] < 0.8 * total:
             bad[index] = True
             continue
         furniture = container.tag in _FURNITURE_TAGS or (container.tag == "header" and not article[index])
-        if named and not furniture:
-            furniture = bool(_FURNITURE.search(named)) and not _CONTENT.search(named)
-        if furniture and size[index] < 0.5 * total:
+        if (furniture or furnished) and size[index] < 0.5 * total:
             bad[index] = True
     return bad
 
@@ -199,10 +206,9 @@ def _root(blocks: Sequence[Block], containers: Sequence[Container], live: Sequen
         if score[index] <= 0 or text[index] == 0:
             continue
         value = score[index] * (1 - links[index] / text[index])
-        names = plain_names(container.names)
         if "articlebody" in container.itemprop:
             value *= 2.0
-        elif container.tag == "article" or (names and _CONTENT.search(names)):
+        elif container.tag == "article" or (container.names and _named(container.names)[2]):
             value *= 1.5
         elif container.tag == "main":
             value *= 1.2
