@@ -18,6 +18,8 @@ _STATED_NUMBER = re.compile(
     r"(?:answer\s*(?:is|:|=)\s*:?\s*(?:\*\*)?\s*[a-z ]{0,20}?|####\s*)(" + _NUMBER + r")(?=\D|$)",
     re.IGNORECASE,
 )
+# What follows a stated number that is only the beginning of a sum.
+_WORKED_OUT = re.compile(r"(?:\s*[-+*/x\u00d7\u00f7]\s*\$?[\d.,]*\d%?)+\s*=\s*(-?\$?\d[\d,]*(?:\.\d+)?)")
 _ANY_NUMBER = re.compile(r"(?<![\w.])(" + _NUMBER + r")(?![\d])")
 
 
@@ -32,9 +34,15 @@ def number(text: str) -> str | None:
 
 
 def first_stated_number(text: str) -> str | None:
-    """The first stated number: what counts when a model goes on to invent further questions."""
-    stated = [m for m in _STATED_NUMBER.findall(text) if re.search(r"\d", m)]
-    return plain_number(stated[0]) if stated else number(text)
+    """The first stated number: what counts when a model goes on to invent further questions.
+
+    "The answer is 125 x 2 = 250" states 250.
+    """
+    stated = next((m for m in _STATED_NUMBER.finditer(text) if re.search(r"\d", m[1])), None)
+    if stated is None:
+        return number(text)
+    worked_out = _WORKED_OUT.match(text, stated.end())
+    return plain_number(worked_out[1] if worked_out else stated[1])
 
 
 def plain_number(text: str) -> str | None:

@@ -35,6 +35,13 @@ def verdict(task: str, text: str, target: str, **meta):
         ("5, 6, 7", "5", False),
         # As models of 44M parameters write.
         (" 125 / 3 = 65", "65", True),
+        ("The answer is 125 x 2 = 250.", "250", True),
+        ("The answer is 125 x 2 = 250.", "125", False),
+        ("The answer is $1,000 - $250 + 50 = $800.50, so", "800.5", True),
+        ("The answer is 3. 4 + 5 = 9", "3", True),
+        ("The answer is 12 - a dozen.", "12", True),
+        ("The answer is 10.\n\nThis is a classic example of 1 + 1 = 2", "10", True),
+        ("20 is 2 x 5 = 10. 10 is 18. 100 is 100. 100 is", "4", False),
         ("15(10)=35\n15-35=35\nThe answer is 35.", "35", True),
         ("250000(.15)=60% of his house\nSo he has 60/2=10 dollars left\nThe answer is 10.", "40000", False),
         ("The third movie will take 6 hours * 6 = 12 hours\nThe third movie will take 12", "215", False),

@@ -202,7 +202,7 @@ def _generate(name: str, title: str, file: str, columns: tuple[str, ...], **more
 
 
 _generate(
-    "gsm8k", "GSM8K, chain of thought", "gsm8k.test", ("question", "answer"), source="OpenAI, MIT",
+    "gsm8k", "GSM8K, chain of thought", "gsm8k.test", ("question", "answer"), source="OpenAI, MIT", version=2,
     hub="openai/gsm8k:main", read=_gsm8k, score=_gsm8k_score, prefix_file="gsm8k_cot_fewshot8", shots=8,
     stop=("\nQ:", "\n\nQ:", "Q:"), max_new_tokens=256, lm_eval="gsm8k_cot v3.0",
 )  # fmt: skip
