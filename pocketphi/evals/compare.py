@@ -149,6 +149,7 @@ def text(found: Artifact) -> str:
         "",
         f"{'task':<30} {'metric':<13} {'A':>8} {'B':>8} {'B - A':>8}  {percent + ' interval':<20} {'p':>7} {'n':>6}",
     ]
+    common = compare_page.common_notes(tree["compared"])
     for row in tree["compared"]:
         interval = "-" if row["low"] is None else f"{row['low']:+.4f} .. {row['high']:+.4f}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3f}"
@@ -156,7 +157,8 @@ def text(found: Artifact) -> str:
             f"{row['task']:<30} {row['metric']:<13} {row['a']:>8.4f} {row['b']:>8.4f} {row['difference']:>+8.4f}"
             f"  {interval:<20} {p_value:>7} {row['n']:>6}"
         )
-        lines += [f"{'':<30} {note}" for note in row["notes"]]
+        lines += [f"{'':<30} {note}" for note in row["notes"] if note not in common]
+    lines += [f"all tasks: {note}" for note in common]
     lines += [f"not subtracted: {r['task']}: {'; '.join(r['reasons'])}" for r in tree["refused"]]
     return "\n".join(lines)
 

@@ -62,30 +62,42 @@ def _sides(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     text = "" if value is None else str(value)
     return text[:16] if len(text) == 64 else text
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ("task", "metric", "A", "B", "B − A", "interval", "p", "p, all tasks", "better", "worse", "items")
-    body = []
+    body, common = [], common_notes(rows)
     for r in rows:
+        own = [n for n in r["notes"] if n not in common]
         interval = "" if r["low"] is None else f"{r['low']:+.4f} … {r['high']:+.4f}"
         cells = [
-            f"<td>{_e(r['task'])}{_notes(r['notes'])}</td><td>{_e(r['metric'])}</td>",
+            f"<td>{_e(r['task'])}{_notes(own)}</td><td>{_e(r['metric'])}</td>",
             *(f'<td class="n">{x}</td>' for x in (
                 f"{r['a']:.4f}", f"{r['b']:.4f}", f"{r['difference']:+.4f}", interval,
                 _p(r["p_value"]), _p(r.get("p_value_adjusted")), f"{r['better']:,}", f"{r['worse']:,}", f"{r['n']:,}",
             )),
         ]  # fmt: skip
         body.append("<tr>" + "".join(cells) + "</tr>")
-    head = "".join(f"<th>{_e(h)}</th>" for h in heads)
+    # Figures stand right-aligned under their heads.
+    head = "".join(f"<th{' class=n' if i >= 2 else ''}>{_e(h)}</th>" for i, h in enumerate(heads))
+    everywhere = "".join(f'<p class="note">All tasks: {_e(n)}.</p>' for n in common)
     return (
         f'<div class="scroll"><table class="wide"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-        '</div><p class="note">“better” and “worse” count items whose figure rose or fell from A to B. p is an exact '
+        f'</div>{everywhere}<p class="note">“better” and “worse” count items whose figure rose or fell from A to B. p is an exact '
         "sign test where items are right or wrong; “p, all tasks” is adjusted (Holm) for asking about so many "
         "tasks at once. Bits per byte are better when lower.</p>"
     )
+
+
+def common_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Notes that every one of several rows has: said once, not at each."""
+    if len(rows) < 2:
+        return []
+    return [n for n in rows[0]["notes"] if all(n in r["notes"] for r in rows)]
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -280,3 +280,11 @@ def test_the_verb_prints_the_table_and_refuses_with_exit_1(two, tiny: Path, tmp_
     refused = phi("eval", "compare", fewer.path, b, "--out", tmp_path / "d")
     assert refused.returncode == 1 and "other items were scored" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_note_on_every_task_is_said_once() -> None:
+    from pocketphi.evals import compare_page
+
+    rows = [{"notes": ["tokenizers differ", "own"]}, {"notes": ["tokenizers differ"]}]
+    assert compare_page.common_notes(rows) == ["tokenizers differ"]
+    assert compare_page.common_notes(rows[:1]) == compare_page.common_notes([]) == []
