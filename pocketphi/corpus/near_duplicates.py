@@ -29,9 +29,9 @@ import numpy as np
 from pocketphi.core.errors import UserError
 from pocketphi.corpus.minhash import Banding, jaccard, shingles
 
-# Most bytes that one item takes at once. Of a band: key and document, their order, the sorted copies, and six
-# numbers when it is in a bucket. Of a pair: as read, as joined, its order, as sorted, without repeats.
-_SORT_BYTES = 104
+# Most bytes that one item takes at once. Of a band: key and document, their order, the sorted copies, and the
+# place in a bucket. Of a pair: as read, as joined, its order, as sorted, without repeats.
+_SORT_BYTES = 72
 _PAIR_BYTES = 88
 _DOCUMENT_BYTES = 1  # three flags, and the tables of parts
 _SORT_SHARE = 0.75  # of the budget; the rest is for blocks that are read or written
@@ -247,7 +247,9 @@ def _read_range(
         documents.append(chosen + start)
     if not keys:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    return np.concatenate(keys), np.concatenate(documents)
+    joined = np.concatenate(keys)
+    keys.clear()
+    return joined, np.concatenate(documents)
 
 
 def _bucket_pairs(
@@ -256,24 +258,26 @@ def _bucket_pairs(
     """Yield ([n, 2] ranks (earlier, later), number of large buckets) for documents with equal keys."""
     order = np.lexsort((layout.rank(documents), keys))
     keys, documents = keys[order], documents[order]
+    del order
     new = np.ones(len(keys), dtype=bool)
     new[1:] = keys[1:] != keys[:-1]
-    bucket_starts = np.flatnonzero(new)
-    sizes = np.diff(np.append(bucket_starts, len(keys)))
+    del keys
+    sizes = np.diff(np.append(np.flatnonzero(new), len(new)))
+    del new
     many = sizes > 1
-    bucket_starts, sizes = bucket_starts[many], sizes[many]
+    # Only members of buckets with company from here on: size of the bucket, and place in it.
+    member_M = documents[np.repeat(many, sizes)]
+    del documents
+    sizes = sizes[many]
     if not len(sizes):
         return
     num_large = int((sizes > _FULL_BUCKET).sum())
-    # Only members of buckets with company from here on: place in bucket, size and start of the bucket.
-    start_M = np.repeat(bucket_starts, sizes)
-    size_M = np.repeat(sizes, sizes)
-    ends = np.cumsum(sizes)
-    place_M = np.arange(int(ends[-1])) - np.repeat(ends - sizes, sizes)
-    member_M = documents[start_M + place_M]
+    size_M = np.repeat(sizes.astype(np.int32), sizes)
+    place_M = np.arange(len(member_M), dtype=np.int32)
+    place_M -= np.repeat((np.cumsum(sizes) - sizes).astype(np.int32), sizes)
     layout.involved.set(member_M)
     rank_M = layout.rank(member_M)
-    del keys, documents, order, new, start_M, member_M
+    del member_M
     block = max(1024, int(_BLOCK_SHARE * budget) // _PAIR_BYTES)
     for low in range(0, len(rank_M), block):
         here = np.arange(low, min(low + block, len(rank_M)))
@@ -390,8 +394,8 @@ def _read_pairs(file, num_pairs: int, low: int, high: int, total: int, budget: i
 
 def _rows(pairs: np.ndarray) -> Iterator[list[int]]:
     """Rows as Python numbers, a few at a time: a list of all would take many times the array's memory."""
-    for start in range(0, len(pairs), 4096):
-        yield from pairs[start : start + 4096].tolist()
+    for start in range(0, len(pairs), 1024):
+        yield from pairs[start : start + 1024].tolist()
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:
