@@ -183,17 +183,20 @@ void plan_attention(const pp_model& m, Step& step) {
       const int chunks = chunk_end - chunk_begin;
       const bool split = segment.count <= m.max_query_tokens && chunks > 1;
       step.work += size_t(chunks) * kChunk * size_t(count) * size_t(c.num_heads) * size_t(c.head_dim);
-      for (int head = 0; head < c.num_kv_heads; ++head) {
-        if (!split) {
+      if (!split) {
+        for (int head = 0; head < c.num_kv_heads; ++head)
           step.jobs.push_back({s, head, first, count, chunk_begin, chunk_end, 0, false});
-          continue;
-        }
-        step.joins.push_back({s, head, first, count, chunks, part});
-        for (int chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-          step.jobs.push_back({s, head, first, count, chunk, chunk + 1, part, true});
-          part += part_floats(m, count * share);
-        }
+        continue;
       }
+      // In the order of the cache's memory, so that the end of one job fetches the beginning of the next.
+      const size_t each = part_floats(m, count * share);
+      for (int head = 0; head < c.num_kv_heads; ++head)
+        step.joins.push_back({s, head, first, count, chunks, part + size_t(head * chunks) * each});
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        for (int head = 0; head < c.num_kv_heads; ++head)
+          step.jobs.push_back({s, head, first, count, chunk_begin + chunk, chunk_begin + chunk + 1,
+                               part + size_t(head * chunks + chunk) * each, true});
+      part += size_t(c.num_kv_heads * chunks) * each;
     }
   }
   step.work = step.segments.empty() ? 0 : step.work;
@@ -420,7 +423,13 @@ bool layers_forward(pp_model& m, Step& step, const int32_t* ids) {
       for (const Job& job : step.jobs) attend_job(m, step, job, l, 0);
       for (const Join& join : step.joins) join_parts(m, step, join, 0);
     } else {
-      m.threads.run(int(step.jobs.size()), [&](int i, int thread) { attend_job(m, step, step.jobs[size_t(i)], l, thread); });
+      // Neighbours in memory go to one thread, at least 8 items for each.
+      const int jobs = int(step.jobs.size());
+      int run = step.joins.empty() ? 1 : jobs / (8 * m.threads.count());
+      run = run < 1 ? 1 : run > 8 ? 8 : run;
+      m.threads.run((jobs + run - 1) / run, [&](int item, int thread) {
+        for (int i = item * run; i < item * run + run && i < jobs; ++i) attend_job(m, step, step.jobs[size_t(i)], l, thread);
+      });
       m.threads.run(int(step.joins.size()), [&](int i, int thread) { join_parts(m, step, step.joins[size_t(i)], thread); });
     }
     prepare(m, m.mixed.as<float>(), size_t(width), n, width, nullptr, {&layer.output});

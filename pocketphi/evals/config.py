@@ -18,6 +18,8 @@ class EvalConfig:
     suite: named list of tasks (evals/suites.yaml); ignored when `tasks` names any.
     tasks: task names, each optionally with settings: "arc_easy", "mmlu:shots=5,format=letters".
     data_dir: folder with the benchmark files; without it only tasks that need no file are scored.
+    hub: fetch files that the data folder does not hold from the data sets they come from, by the task's own
+        name for them, into that folder (or the cache, without one).
     texts: local text files whose bits per byte are measured beside the shards' held-out documents.
     limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
     num_long_items: prompts of each long-context task, where `limit` does not say less.
@@ -43,6 +45,7 @@ class EvalConfig:
     suite: str = "quick"
     tasks: list[str] = field(default_factory=list)
     data_dir: Path | None = None
+    hub: bool = False
     texts: list[Path] = field(default_factory=list)
     limit: int | None = None
     num_long_items: int = 20

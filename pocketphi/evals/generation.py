@@ -78,7 +78,7 @@ def read_prefix(
     if task.prefix_file is None:
         text = "".join(generate.solved(task, p) + "\n\n" for p in shots.get("", []))
         return {"": text}, None
-    file = require(config.data_dir, task.prefix_file)
+    file = require(config.data_dir, task.prefix_file, from_hub=config.hub)
     rows = list(read(file, ()))
     if task.name == "bbh":
         return {row["task"]: _bbh_prefix(row["prompt"], task.shots) for row in rows}, file

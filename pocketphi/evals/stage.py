@@ -26,6 +26,7 @@ from pocketphi.evals import (
 from pocketphi.evals import judge as judges
 from pocketphi.evals.backends.base import Scorer, prompt_ids
 from pocketphi.evals.config import EvalConfig
+from pocketphi.evals.data import MissingData
 from pocketphi.evals.journal import Journal
 from pocketphi.evals.judge import Judge, JudgeConfig
 from pocketphi.evals.loading import Loaded, load_task
@@ -190,12 +191,14 @@ def _load_tasks(
             continue
         try:
             loaded.append(load_task(config, task, selection.limit))
-        except DataError as error:
+        except MissingData as error:
             # A suite takes what is there and says what is not; changed columns are never passed over.
-            missing = "no such folder" in error.message or "no data folder" in error.message
-            if selection.strict or not (missing or " here" in error.message):
+            if selection.strict:
                 raise
-            skipped.append({"task": task.label, "reason": f"no data: {task.file}.jsonl.zst"})
+            reason = f"no data: {task.file}.jsonl.zst"
+            if config.hub or task.gated:
+                reason += f" ({'; '.join(filter(None, (error.message if config.hub else '', task.gated)))})"
+            skipped.append({"task": task.label, "reason": reason})
     if skipped:
         names = ", ".join(s["task"] for s in skipped)
         progress.say(f"not scored, for want of data or a judge: {names}")
@@ -302,6 +305,9 @@ def _entry(
             "file": each.file.name if each.file else task.source,
             "file_sha256": each.file.sha256 if each.file else None,
             "shots_file_sha256": each.shots_file.sha256 if each.shots_file else None,
+            "rows_sha256": each.rows_sha256,
+            "shots_sha256": each.shots_sha256,
+            "hub": each.file.origin if each.file else None,
             "num_in_file": each.num_in_file,
             "num_unusable": each.num_unusable,
         }

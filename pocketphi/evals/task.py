@@ -85,7 +85,8 @@ class Task:
     shot_ids: items that are the shots by definition, instead of a draw.
     length: tokens that a long-context prompt fills together with its answer.
     metric: which figure is the task's `value`. source: where the rows come from and their licence.
-    hub: data set id on the Hugging Face hub, for people who fetch it themselves.
+    hub: data set id on the Hugging Face hub (evals/hub.py fetches its rows). gated: why its rows may be
+    missing though the data set is public, and what to do.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Task:
     columns: tuple[str, ...]
     source: str
     hub: str = ""
+    gated: str = ""
     read: Callable[[Mapping[str, Any], int], Any] | None = None
     shots_file: str | None = None
     shots: int = 0

@@ -151,6 +151,11 @@ struct Dot {
     a = b = _mm256_setzero_si256();
     if constexpr (!narrow) wide_a = wide_b = _mm256_setzero_si256(), count = 0;
   }
+  PP_INLINE void start(const w64& w, const x4& x) {
+    a = _mm256_maddubs_epi16(w.a, x);
+    b = _mm256_maddubs_epi16(w.b, x);
+    if constexpr (!narrow) wide_a = wide_b = _mm256_setzero_si256(), count = 1;
+  }
   PP_INLINE void add(const w64& w, const x4& x) {
     multiply_add(a, w.a, x);
     multiply_add(b, w.b, x);

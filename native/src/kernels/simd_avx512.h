@@ -95,6 +95,10 @@ template <int max_weight, int quads>
 struct Dot {
   __m512i s;
   PP_INLINE void clear() { s = _mm512_setzero_si512(); }
+  PP_INLINE void start(const w64& w, x4 x) {
+    clear();
+    add(w, x);
+  }
   PP_INLINE void add(const w64& w, x4 x) { dpbusd(s, w.a, x); }
   PP_INLINE vi value() const { return {s}; }
 };

@@ -92,6 +92,10 @@ template <int max_weight, int quads>
 struct Dot {
   vi s;
   void clear() { PP_EACH s.v[i] = 0; }
+  void start(const w64& w, const x4& x) {
+    clear();
+    add(w, x);
+  }
   void add(const w64& w, const x4& x) {
     PP_EACH for (int k = 0; k < 4; ++k) s.v[i] += int32_t(w.v[4 * i + k]) * x.v[k];
   }

@@ -113,6 +113,10 @@ struct Dot {
   static_assert(max_weight < 128);
   int32x4_t s[4];
   PP_INLINE void clear() { PP_EACH s[i] = vdupq_n_s32(0); }
+  PP_INLINE void start(const w64& w, const x4& x) {
+    clear();
+    add(w, x);
+  }
   PP_INLINE void add(const w64& w, const x4& x) { PP_EACH s[i] = vdotq_s32(s[i], vreinterpretq_s8_u8(w.v[i]), x); }
   PP_INLINE vi value() const { return {{s[0], s[1], s[2], s[3]}}; }
 };

@@ -239,5 +239,6 @@ _generate(
     "gpqa", "GPQA main, chain of thought", "gpqa_main.test", ("Question", "Correct Answer", "Incorrect Answer 1",
     "Incorrect Answer 2", "Incorrect Answer 3"), source="Rein et al., CC-BY-4.0", hub="Idavidrein/gpqa:gpqa_main",
     read=_gpqa, score=_letter_score, shots_file="gpqa_main.test", shots=2, stop=("\n\nQuestion:",),
-    max_new_tokens=768,
+    max_new_tokens=768, gated="GPQA's authors gate its rows, so that they stay out of training texts: accept "
+    "their terms at huggingface.co/datasets/Idavidrein/gpqa, set HF_TOKEN, and use --hub",
 )  # fmt: skip
