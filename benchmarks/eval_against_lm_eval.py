@@ -5,7 +5,9 @@
 MODEL_FOLDER is a Hugging Face folder (lm-eval's own back end reads it through transformers; ours reads
 it through `pocketphi.model`); `--gguf` adds a run of ours on the engine, and `--folder-from-gguf` makes
 the folder first, by letting transformers dequantise the GGUF file. Prints one row per task: items, equal
-choices, equal length-normalised choices, largest difference of a log-likelihood, seconds of each.
+choices, equal length-normalised choices, largest difference of a log-likelihood, seconds of each. With
+`--engine` on a GGUF file in F32 (`phi quantize FOLDER --type f32`) all three have identical weights, and
+`engine_equals_torch` counts the items on which our two back ends choose alike.
 
 Independent judge: lm-eval's tasks are taken from its own YAML files; only where the rows come from is
 replaced by local files. Needs: lm-eval, transformers, datasets, accelerate.
@@ -24,6 +26,7 @@ from typing import Any
 
 from pocketphi import evals
 from pocketphi.evals import data as benchmark_data
+from pocketphi.evals import published
 from pocketphi.evals.loading import load_task
 from pocketphi.evals.task import parse_task, pick
 
@@ -86,10 +89,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="items of each task; 0 takes all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument(
+        "--tasks", nargs="*", default=list(TASKS), metavar="TASK[=LIMIT]", help="in this order"
+    )
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--subjects", type=int, default=4, help="MMLU subjects")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--published",
+        nargs="*",
+        default=["SmolLM2-135M", "SmolLM2-135M-Instruct"],
+        help="columns to print beside",
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     options.limit = options.limit or None
@@ -100,12 +111,19 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     judge = Judge(options.folder, options.device, options.batch)
     rows = []
-    for name in options.tasks:
+    everywhere = options.limit
+    for entry in options.tasks:
+        name, _, own = entry.partition("=")
+        options.limit = int(own) if own else everywhere
         row = compare_task(name, judge, options)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    total, agree = sum(r["n"] for r in rows), sum(r["equal_choices"] for r in rows)
-    print(json.dumps({"items": total, "equal_choices": agree, "share": round(agree / total, 5)}))
+    total: Row = {"items": sum(r["n"] for r in rows)}
+    for key in ("equal_choices", "equal_norm", "engine_equal_choices", "engine_equals_torch"):
+        if all(key in r for r in rows):
+            total[key] = sum(r[key] for r in rows)
+            total[f"{key}_share"] = round(total[key] / total["items"], 5)
+    print(json.dumps(total))
 
 
 def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
@@ -126,6 +144,7 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
         theirs = judge.score(name, place, task, options.shots)
         their_seconds = time.monotonic() - started
         result: Row = {"task": name, "shots": options.shots, "n": len(theirs)}
+        by_backend: dict[str, dict[tuple[str, str], Row]] = {}
         for label, model in (("torch", options.folder), ("engine", options.gguf)):
             if model is None or (label == "engine" and not options.engine):
                 continue
@@ -135,14 +154,26 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
             ours = [json.loads(line) for line in found.file("items.jsonl").read_text().splitlines()]
             # `task_s` leaves out loading the model, as the judge's time does.
             seconds = found.manifest["timings"][f"{task.label}_s"]
-            by_id = {(o["group"], o["id"]): o for o in ours}
+            (entry,) = json.loads(found.file("results.json").read_text())["tasks"]
+            by_id = by_backend[label] = {(o["group"], o["id"]): o for o in ours}
             assert len(by_id) == len(theirs), (len(by_id), len(theirs))
             figures = differences(ours, theirs, name)
             if label == "torch":
                 result.update(figures)
+                result.update({k: round(entry[k], 4) for k in ("value", "stderr")}, metric=entry["metric"])
+                for cell in published.cells(entry, options.published):
+                    words = f" ({cell.remark})" if cell.remark else ""
+                    result[f"published {cell.model}"] = f"{cell.score:g}%{words}"
             else:
                 result.update({f"engine_{k}": v for k, v in figures.items()})
             result[f"{label}_s"] = round(seconds, 1)
+        if len(by_backend) == 2:
+            pairs = [(by_backend["torch"][key], by_backend["engine"][key]) for key in by_backend["torch"]]
+            alike = [(a["pred"], a.get("pred_norm")) == (b["pred"], b.get("pred_norm")) for a, b in pairs]
+            result["engine_equals_torch"] = sum(alike)
+            result["engine_from_torch"] = round(
+                max(abs(x - y) for a, b in pairs for x, y in zip(a["logprobs"], b["logprobs"])), 5
+            )
         result["lm_eval_s"] = round(their_seconds, 1)
     return result
 

@@ -25,7 +25,6 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Files, folders, hf:NAME or python-docs; default: the recipe's, else python-docs."),
 ]
-Corpus = Annotated[Path, typer.Option("--corpus", "-c", help="Corpus artifact (folder).")]
 
 
 @app.command()
@@ -76,12 +75,18 @@ def score(
 @app.command()
 def why(
     identifier: Annotated[str, typer.Argument(metavar="ID", help="Id of a document, or its first digits.")],
-    corpus_path: Corpus,
+    corpus_path: Annotated[
+        Path | None,
+        typer.Option("--corpus", "-c", help="Corpus artifact (folder); default: the latest under runs/."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Explain a document: every rule's score, threshold and verdict."""
     from pocketphi import corpus
 
+    if corpus_path is None:
+        corpus_path = corpus.latest()
+        print(f"corpus {corpus_path}", file=sys.stderr)
     answers = corpus.why(corpus_path, identifier)
     if as_json:
         print_json(answers)

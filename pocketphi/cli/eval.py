@@ -32,6 +32,9 @@ def run(
         list[str] | None, typer.Option("--task", "-t", help="NAME[:shots=N,format=F]; repeatable.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the benchmark files.")] = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Fetch missing benchmark files from the Hub, by the task's name.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Most items per task, drawn by hash.")] = None,
     shards: Annotated[Path | None, typer.Option(help="Shards artifact, for bits per byte.")] = None,
     corpus: Annotated[
@@ -56,6 +59,8 @@ def run(
         assignments.append(f"tasks={tables.yaml_list(task)}")
     if data is not None:
         assignments.append(f"data_dir={tables.yaml_text(data)}")
+    if hub:
+        assignments.append("hub=true")
     if limit is not None:
         assignments.append(f"limit={limit}")
     if judge is not None:

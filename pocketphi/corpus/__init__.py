@@ -15,7 +15,7 @@ from pocketphi.corpus.config import CorpusConfig, InputConfig, PhaseConfig, Rule
 if TYPE_CHECKING:
     from pocketphi.corpus.pipeline import run
     from pocketphi.corpus.planning import plan
-    from pocketphi.corpus.reading import read, stats, why
+    from pocketphi.corpus.reading import latest, read, stats, why
     from pocketphi.corpus.scoring import score_documents
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "InputConfig",
     "PhaseConfig",
     "RuleConfig",
+    "latest",
     "plan",
     "read",
     "run",
@@ -36,6 +37,7 @@ _PLACES = {
     "plan": "planning",
     "read": "reading",
     "stats": "reading",
+    "latest": "reading",
     "why": "reading",
     "score_documents": "scoring",
 }

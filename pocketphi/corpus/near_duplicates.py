@@ -13,14 +13,13 @@ So no document is dropped unless its like remains, and a pair below the threshol
 duplicate: what MinHash can do wrong is miss a pair (`Banding.recall`).
 
 Documents that other rules reject count as later than all kept ones, so a kept document is never dropped
-for a rejected one. Memory: `memory_bytes` for sorting and comparing, 4 bytes per document included.
+for a rejected one. Memory: `memory_bytes` for sorting and comparing, 1 byte per document included.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,14 @@ import numpy as np
 from pocketphi.core.errors import UserError
 from pocketphi.corpus.minhash import Banding, jaccard, shingles
 
-# Bytes per item while sorting: keys and ids, their order, and the sorted copies.
-_SORT_BYTES = 40
-_PAIR_BYTES = 48
-_DOCUMENT_BYTES = 4
+# Most bytes that one item takes at once. Of a band: key and document, their order, the sorted copies, and the
+# place in a bucket. Of a pair: as read, as joined, its order, as sorted, without repeats.
+_SORT_BYTES = 72
+_PAIR_BYTES = 88
+_DOCUMENT_BYTES = 1  # three flags, and the tables of parts
+_SORT_SHARE = 0.75  # of the budget; the rest is for blocks that are read or written
+_BLOCK_SHARE = 1 / 32
+_PAIR_BINS = 1 << 14  # pairs are counted by the later rank in so many bins, to cut them into even ranges
 _MIN_MEMORY_BYTES = 4 << 20
 # In a bucket (equal keys) larger than this, a document is compared with its nearest predecessors and
 # with the first ones of the bucket, not with all: pairs grow linearly with the bucket.
@@ -112,12 +115,31 @@ def find(
     banding = Banding.for_threshold(threshold)
     layout = _write_keys(parts(), folder, num_documents, banding.num_bands)
     counts = {"documents_compared": int(layout.num_compared), "num_bands": banding.num_bands}
-    counts |= _propose(layout, folder, banding.num_bands, budget)
+    proposed, pairs_N = _propose(layout, folder, banding.num_bands, budget)
     _store_shingles(layout, folder, texts)
-    counts |= _decide(layout, folder, threshold, budget)
+    counts |= proposed | _decide(layout, folder, threshold, budget, pairs_N)
     for name in _SCRATCH:
         (folder / name).unlink(missing_ok=True)
     return DuplicateTable(folder, layout.parts, layout.first, counts)
+
+
+class _Flags:
+    """One bit per document."""
+
+    def __init__(self, count: int) -> None:
+        self._bits = np.zeros(-(-count // 8), dtype=np.uint8)
+
+    def at(self, documents: np.ndarray) -> np.ndarray:
+        return (self._bits[documents >> 3] >> (documents & 7).astype(np.uint8)) & np.uint8(1) != 0
+
+    def set(self, documents: np.ndarray) -> None:
+        np.bitwise_or.at(self._bits, documents >> 3, np.uint8(1) << (documents & 7).astype(np.uint8))
+
+    def __contains__(self, document: int) -> bool:
+        return bool(self._bits[document >> 3] >> (document & 7) & 1)
+
+    def add(self, document: int) -> None:
+        self._bits[document >> 3] |= 1 << (document & 7)
 
 
 @dataclass
@@ -126,23 +148,23 @@ class _Layout:
 
     parts: list[int]
     first: np.ndarray  # int64 [parts + 1]
-    late: np.ndarray  # bool [documents]: other rules reject it
-    involved: np.ndarray  # bool [documents]: in a candidate pair
+    late: _Flags  # other rules reject it
+    involved: _Flags  # in a candidate pair
     num_compared: int
 
     @property
     def num_documents(self) -> int:
-        return len(self.late)
+        return int(self.first[-1])
 
     def rank(self, documents: np.ndarray) -> np.ndarray:
         """Order in which documents have the right to stay."""
-        return documents + self.num_documents * self.late[documents].astype(np.int64)
+        return documents + self.num_documents * self.late.at(documents).astype(np.int64)
 
 
 def _write_keys(parts: Iterable[PartKeys], folder: Path, num_documents: int, num_bands: int) -> _Layout:
     numbers: list[int] = []
     first = [0]
-    late = np.zeros(num_documents, dtype=bool)
+    late = _Flags(num_documents)
     compared = 0
     with open(folder / "keys.bin", "w+b") as file, open(folder / "ids.bin", "wb") as ids:
         file.truncate(8 * num_bands * num_documents)
@@ -155,34 +177,58 @@ def _write_keys(parts: Iterable[PartKeys], folder: Path, num_documents: int, num
                 file.seek(8 * (band * num_documents + start))
                 file.write(np.ascontiguousarray(keys[:, band], dtype="<u8").tobytes())
             ids.write(np.array(part.ids, dtype="S32").tobytes())
-            late[start : start + count] = ~part.kept
+            late.set(start + np.flatnonzero(~part.kept))
             compared += int((keys[:, 0] != 0).sum()) if count else 0
             numbers.append(part.part)
             first.append(start + count)
     if first[-1] != num_documents:
         raise ValueError(f"the parts hold {first[-1]} documents, {num_documents} were announced")
-    return _Layout(numbers, np.array(first), late, np.zeros(num_documents, dtype=bool), compared)
+    return _Layout(numbers, np.array(first), late, _Flags(num_documents), compared)
 
 
-def _propose(layout: _Layout, folder: Path, num_bands: int, budget: int) -> dict[str, int]:
-    """Write candidate pairs (stays, goes) as int64 ranks to pairs.bin; pairs of several bands repeat."""
+def _propose(layout: _Layout, folder: Path, num_bands: int, budget: int) -> tuple[dict[str, int], np.ndarray]:
+    """Write candidate pairs (stays, goes) as int64 ranks to pairs.bin; pairs of several bands repeat.
+
+    Returns counts, and int64 [_PAIR_BINS]: pairs by the later rank.
+    """
     total = layout.num_documents
-    ranges = max(1, -(-total * _SORT_BYTES // budget))
-    block = max(1, budget // (8 * _SORT_BYTES))
+    ranges = max(1, -(-total * _SORT_BYTES // int(_SORT_SHARE * budget)))
+    block = max(1024, int(_BLOCK_SHARE * budget) // 32)
+    pairs_N = np.zeros(_PAIR_BINS, dtype=np.int64)
     num_pairs = num_large = 0
     with open(folder / "keys.bin", "rb") as file, open(folder / "pairs.bin", "wb") as out:
         for band in range(num_bands):
             for number in range(ranges):
-                keys, documents = _read_range(file, band * total, total, block, number, ranges)
-                for pairs, large in _bucket_pairs(layout, keys, documents, budget):
+                # Not kept in names here: the generator lets go of them as soon as they are sorted.
+                for pairs, large in _bucket_pairs(
+                    layout, *_read_range(file, band * total, total, block, number, ranges), budget
+                ):
+                    pairs_N += np.bincount(_bin_of(pairs[:, 1], total), minlength=_PAIR_BINS)
                     out.write(pairs.astype("<i8").tobytes())
                     num_pairs += len(pairs)
                     num_large += large
-    return {
+    counts = {
         "candidate_pairs_with_repeats": num_pairs,
         "large_buckets": num_large,
         "passes": num_bands * ranges,
     }
+    return counts, pairs_N
+
+
+def _bin_of(ranks: np.ndarray, num_documents: int) -> np.ndarray:
+    return ranks * _PAIR_BINS // (2 * num_documents)
+
+
+def _pair_ranges(pairs_N: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Return ranges of bins [low, high) that hold at most `most` pairs each (or are one bin)."""
+    ranges: list[tuple[int, int]] = []
+    low = held = 0
+    for number, count in enumerate(pairs_N.tolist()):
+        if held and held + count > most:
+            ranges.append((low, number))
+            low, held = number, 0
+        held += count
+    return [*ranges, (low, len(pairs_N))]
 
 
 def _read_range(
@@ -201,7 +247,9 @@ def _read_range(
         documents.append(chosen + start)
     if not keys:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    return np.concatenate(keys), np.concatenate(documents)
+    joined = np.concatenate(keys)
+    keys.clear()
+    return joined, np.concatenate(documents)
 
 
 def _bucket_pairs(
@@ -210,24 +258,27 @@ def _bucket_pairs(
     """Yield ([n, 2] ranks (earlier, later), number of large buckets) for documents with equal keys."""
     order = np.lexsort((layout.rank(documents), keys))
     keys, documents = keys[order], documents[order]
+    del order
     new = np.ones(len(keys), dtype=bool)
     new[1:] = keys[1:] != keys[:-1]
-    bucket_starts = np.flatnonzero(new)
-    sizes = np.diff(np.append(bucket_starts, len(keys)))
+    del keys
+    sizes = np.diff(np.append(np.flatnonzero(new), len(new)))
+    del new
     many = sizes > 1
-    bucket_starts, sizes = bucket_starts[many], sizes[many]
+    # Only members of buckets with company from here on: size of the bucket, and place in it.
+    member_M = documents[np.repeat(many, sizes)]
+    del documents
+    sizes = sizes[many]
     if not len(sizes):
         return
     num_large = int((sizes > _FULL_BUCKET).sum())
-    # Only members of buckets with company from here on: place in bucket, size and start of the bucket.
-    start_M = np.repeat(bucket_starts, sizes)
-    size_M = np.repeat(sizes, sizes)
-    ends = np.cumsum(sizes)
-    place_M = np.arange(int(ends[-1])) - np.repeat(ends - sizes, sizes)
-    member_M = documents[start_M + place_M]
-    layout.involved[member_M] = True
+    size_M = np.repeat(sizes.astype(np.int32), sizes)
+    place_M = np.arange(len(member_M), dtype=np.int32)
+    place_M -= np.repeat((np.cumsum(sizes) - sizes).astype(np.int32), sizes)
+    layout.involved.set(member_M)
     rank_M = layout.rank(member_M)
-    block = max(1024, budget // (4 * _PAIR_BYTES))
+    del member_M
+    block = max(1024, int(_BLOCK_SHARE * budget) // _PAIR_BYTES)
     for low in range(0, len(rank_M), block):
         here = np.arange(low, min(low + block, len(rank_M)))
         place, size, rank = place_M[here], size_M[here], rank_M[here]
@@ -248,7 +299,7 @@ def _store_shingles(layout: _Layout, folder: Path, texts: Callable[[int], list[s
     with open(folder / "shingles.bin", "wb") as file, open(folder / "offsets.bin", "wb") as offsets:
         for index, part in enumerate(layout.parts):
             low, high = int(layout.first[index]), int(layout.first[index + 1])
-            rows = np.flatnonzero(layout.involved[low:high]).tolist()
+            rows = np.flatnonzero(layout.involved.at(np.arange(low, high))).tolist()
             sizes = np.zeros(high - low, dtype=np.int64)
             if rows:
                 every = texts(part)
@@ -283,13 +334,14 @@ class _Sets:
         return np.frombuffer(self._sets.read(4 * (end - start)), dtype="<u4")
 
 
-def _decide(layout: _Layout, folder: Path, threshold: float, budget: int) -> dict[str, int]:
+def _decide(
+    layout: _Layout, folder: Path, threshold: float, budget: int, pairs_N: np.ndarray
+) -> dict[str, int]:
     """Compare candidate pairs in the order of the later document; write found.bin."""
     num_pairs = (folder / "pairs.bin").stat().st_size // 16
-    ranges = max(1, -(-num_pairs * _PAIR_BYTES // budget))
     total = layout.num_documents
-    edges = [2 * total * i // ranges for i in range(ranges + 1)]
-    gone = np.zeros(total, dtype=bool)
+    ranges = _pair_ranges(pairs_N, int(_SORT_SHARE * budget) // _PAIR_BYTES)
+    gone = _Flags(total)
     distinct = compared = similar = 0
     with (
         open(folder / "pairs.bin", "rb") as file,
@@ -297,12 +349,12 @@ def _decide(layout: _Layout, folder: Path, threshold: float, budget: int) -> dic
         _Sets(folder) as sets,
     ):
         out.truncate(_FOUND.itemsize * total)
-        for low, high in itertools.pairwise(edges):
+        for low, high in ranges:
             before, words = -1, np.zeros(0, dtype=np.uint32)
-            for earlier, later in _rows(_read_pairs(file, num_pairs, low, high, budget)):
+            for earlier, later in _rows(_read_pairs(file, num_pairs, low, high, total, budget)):
                 distinct += 1
                 document, like = later % total, earlier % total
-                if gone[document] or gone[like]:
+                if document in gone or like in gone:
                     continue
                 if document != before:
                     before, words = document, sets.read(document)
@@ -314,26 +366,27 @@ def _decide(layout: _Layout, folder: Path, threshold: float, budget: int) -> dic
                 value = jaccard(others, words)
                 if value >= threshold:
                     similar += 1
-                    gone[document] = True
+                    gone.add(document)
                     out.seek(_FOUND.itemsize * document)
                     out.write(np.array([(like + 1, value)], dtype=_FOUND).tobytes())
     return {
         "candidate_pairs": distinct,
         "pairs_compared": compared,
         "near_duplicates": similar,
-        "pair_passes": ranges,
+        "pair_passes": len(ranges),
     }
 
 
-def _read_pairs(file, num_pairs: int, low: int, high: int, budget: int) -> np.ndarray:
-    """Return the distinct pairs whose later rank is in [low, high), by later rank, then earlier."""
-    block = max(1024, budget // (4 * _PAIR_BYTES))
+def _read_pairs(file, num_pairs: int, low: int, high: int, total: int, budget: int) -> np.ndarray:
+    """Return the distinct pairs whose later rank is in bins [low, high), by later rank, then earlier."""
+    block = max(1024, int(_BLOCK_SHARE * budget) // _PAIR_BYTES)
     chosen: list[np.ndarray] = []
     file.seek(0)
     for start in range(0, num_pairs, block):
         count = min(block, num_pairs - start)
         read = np.frombuffer(file.read(16 * count), dtype="<i8").reshape(-1, 2)
-        inside = read[(read[:, 1] >= low) & (read[:, 1] < high)]
+        place = _bin_of(read[:, 1], total)
+        inside = read[(place >= low) & (place < high)]
         if len(inside):
             chosen.append(_distinct(inside))
     return _distinct(np.concatenate(chosen)) if chosen else np.zeros((0, 2), dtype=np.int64)
@@ -341,8 +394,8 @@ def _read_pairs(file, num_pairs: int, low: int, high: int, budget: int) -> np.nd
 
 def _rows(pairs: np.ndarray) -> Iterator[list[int]]:
     """Rows as Python numbers, a few at a time: a list of all would take many times the array's memory."""
-    for start in range(0, len(pairs), 4096):
-        yield from pairs[start : start + 4096].tolist()
+    for start in range(0, len(pairs), 1024):
+        yield from pairs[start : start + 1024].tolist()
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:

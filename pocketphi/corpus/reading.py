@@ -84,6 +84,22 @@ def part_files(found: Artifact) -> list[tuple[Path, Path]]:
     return [(found.path / name, found.path / name.replace("documents/", "verdicts/", 1)) for name in names]
 
 
+def latest(runs: Path | str = "runs") -> Path:
+    """Return the corpus under `runs` that was written last; UserError when there is none."""
+    written: list[tuple[int, Path]] = []
+    for manifest in (*Path(runs).glob("*/manifest.json"), *Path(runs).glob("*/*/manifest.json")):
+        try:
+            if json.loads(manifest.read_text(encoding="utf-8"))["kind"] == "corpus":
+                written.append((manifest.stat().st_mtime_ns, manifest.parent))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not an artifact: whoever opens it says what is wrong with it
+    if not written:
+        raise UserError(
+            f"no corpus under {runs}/", hint="name its folder with --corpus, or build one: phi corpus build"
+        )
+    return max(written)[1]
+
+
 def why(corpus: Artifact | Path | str, identifier: str) -> list[dict[str, Any]]:
     """Explain every document whose id starts with `identifier`: each rule's score, bounds and verdict.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pocketphi.core.errors import UserError, did_you_mean
 
-EMBEDDED = "nano"
+EMBEDDED = "pocket"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pocketphi.core import machine, progress
 from pocketphi.core.errors import DataError, UserError, did_you_mean
@@ -37,12 +37,13 @@ _MAX_LISTING_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch. `sha256` and `num_bytes` are None where the server does not tell."""
+    """A file to fetch. `sha256`, `num_bytes` and `commit` are None where the server does not tell."""
 
     url: str
     name: str
     sha256: str | None = None
     num_bytes: int | None = None
+    commit: str | None = None
 
 
 def endpoint() -> str:
@@ -76,7 +77,7 @@ def pull(
             f"'{source}' is neither an address nor a repository OWNER/NAME",
             hint="for example: phi pull microsoft/Phi-3-mini-4k-instruct-gguf --file q4",
         )
-    chosen = _choose(source, _list_repository(source, revision), file)
+    chosen = _choose(source, list_repository(source, revision), file)
     if sha256 is not None and len(chosen) > 1:
         raise UserError(f"--sha256 is for one file, {source} has {len(chosen)}")
     place = folder / source.replace("/", "--")
@@ -193,9 +194,17 @@ def _open(request: urllib.request.Request) -> Any:
     return urllib.request.build_opener(_SameHostToken()).open(request, timeout=_TIMEOUT_S)
 
 
-def _list_repository(repository: str, revision: str) -> list[Remote]:
+def list_repository(
+    repository: str, revision: str = "main", *, kind: Literal["models", "datasets"] = "models"
+) -> list[Remote]:
+    """Return the files of a Hub repository at a revision, at the commit it stands for now.
+
+    Raises UserError when the Hub refuses (unknown name, gated), DataError when it cannot be reached or
+    answers something else than a listing.
+    """
     quoted = urllib.parse.quote(revision, safe="")
-    url = f"{endpoint()}/api/models/{repository}/revision/{quoted}?blobs=true"
+    url = f"{endpoint()}/api/{kind}/{repository}/revision/{quoted}?blobs=true"
+    prefix = "" if kind == "models" else f"{kind}/"
     try:
         with _open(urllib.request.Request(url, headers={"User-Agent": "pocketphi"})) as response:
             tree = json.loads(response.read(_MAX_LISTING_BYTES))
@@ -214,8 +223,9 @@ def _list_repository(repository: str, revision: str) -> list[Remote]:
         large = entry.get("lfs") or {}
         size = large.get("size", entry.get("size"))
         # The commit, not the branch: all files of one pull belong together.
-        place = f"{endpoint()}/{repository}/resolve/{commit}/{urllib.parse.quote(name)}"
-        remotes.append(Remote(place, name, large.get("sha256"), size if isinstance(size, int) else None))
+        place = f"{endpoint()}/{prefix}{repository}/resolve/{commit}/{urllib.parse.quote(name)}"
+        size = size if isinstance(size, int) else None
+        remotes.append(Remote(place, name, large.get("sha256"), size, commit))
     return remotes
 
 

@@ -20,12 +20,17 @@ from pocketphi.core.errors import DataError, UserError, did_you_mean
 SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl", ".json")
 
 
+class MissingData(DataError):
+    """Rows that are not there: in a suite a counted skip, by hand an error."""
+
+
 @dataclass(frozen=True)
 class DataFile:
-    """A benchmark file on disk."""
+    """A benchmark file on disk. `origin`: data set and commit, where it was fetched from the Hub."""
 
     path: Path
     sha256: str
+    origin: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -37,23 +42,39 @@ def find(data_dir: Path, stem: str) -> DataFile | None:
     for suffix in SUFFIXES:
         path = data_dir / (stem + suffix)
         if path.is_file():
-            return DataFile(path, file_sha256(path))
+            from pocketphi.evals import hub
+
+            sha256 = file_sha256(path)
+            return DataFile(path, sha256, hub.origin(path, sha256))
     return None
 
 
-def require(data_dir: Path | None, stem: str) -> DataFile:
-    """Return the file or raise DataError that names it and the nearest one there."""
+def require(data_dir: Path | None, stem: str, *, from_hub: bool = False) -> DataFile:
+    """Return the file or raise MissingData that names it and the nearest one there.
+
+    from_hub: fetch it from the Hub into the data folder (or the cache, without one) when it is not there.
+    """
+    if from_hub:
+        from pocketphi.evals import hub
+
+        data_dir = data_dir or hub.cache_folder()
+        found = find(data_dir, stem)
+        if found is None:
+            hub.fetch(stem, data_dir)
+            found = find(data_dir, stem)
+        assert found is not None
+        return found
     if data_dir is None:
-        raise DataError(
+        raise MissingData(
             f"the file {stem}{SUFFIXES[0]} is needed and no data folder is set",
             hint="name the folder: --set data_dir=PATH",
         )
     if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder", hint="name the folder: --set data_dir=PATH")
+        raise MissingData(f"{data_dir}: no such folder", hint="name the folder: --set data_dir=PATH")
     found = find(data_dir, stem)
     if found is None:
         near = did_you_mean(stem, {p.name.split(".jsonl")[0] for p in data_dir.glob("*.jsonl*")})
-        raise DataError(f"{data_dir}: no {stem}{SUFFIXES[0]} here{near if 'mean' in near else ''}")
+        raise MissingData(f"{data_dir}: no {stem}{SUFFIXES[0]} here{near if 'mean' in near else ''}")
     return found
 
 

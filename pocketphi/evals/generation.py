@@ -32,7 +32,8 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
     limit = min(task.max_new_tokens, config.max_new_tokens)
     with progress.bar(label, len(order), unit="items", done=len(order) - len(todo)) as shown:
         texts = (full_prompt(each, each.items[i]) for i in todo)
-        replies = scorer.complete(texts, chat=config.chat, max_new_tokens=limit, stop=task.stop)
+        stop = task.chat_stop if config.chat and task.chat_stop is not None else task.stop
+        replies = scorer.complete(texts, chat=config.chat, max_new_tokens=limit, stop=stop)
         for index, reply in zip(todo, replies):
             prompt: Prompt = each.items[index]
             verdict = task.score(reply.text, prompt)
@@ -78,7 +79,7 @@ def read_prefix(
     if task.prefix_file is None:
         text = "".join(generate.solved(task, p) + "\n\n" for p in shots.get("", []))
         return {"": text}, None
-    file = require(config.data_dir, task.prefix_file)
+    file = require(config.data_dir, task.prefix_file, from_hub=config.hub)
     rows = list(read(file, ()))
     if task.name == "bbh":
         return {row["task"]: _bbh_prefix(row["prompt"], task.shots) for row in rows}, file

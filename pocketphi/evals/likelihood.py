@@ -38,20 +38,17 @@ def shots_text(each: Loaded, group: str) -> str:
 def _by_tokens(
     each: Loaded, todo: list[Question], scorer: Scorer
 ) -> Iterator[tuple[Question, dict[str, Any]]]:
-    prepared: dict[str, tuple[str, list[int]]] = {}
+    prepared: dict[str, str] = {}
     # Questions on their way through the model, in step with the scores that come back.
     waiting: list[tuple[Question, prompts.Rendered, list[prompts.Request]]] = []
 
     def feed() -> Iterator[list[prompts.Request]]:
         for question in todo:
             if question.group not in prepared:
-                text = shots_text(each, question.group)
-                prepared[question.group] = (text, prompts.stable_prefix(scorer.tokenizer, text))
-            text, shared_ids = prepared[question.group]
+                prepared[question.group] = shots_text(each, question.group)
+            text = prepared[question.group]
             shape = prompts.render(each.task, question)
-            found = prompts.requests(
-                scorer.tokenizer, shape, text, shared_ids, scorer.start_ids, scorer.max_tokens
-            )
+            found = prompts.requests(scorer.tokenizer, shape, text, scorer.start_ids, scorer.max_tokens)
             waiting.append((question, shape, found))
             yield found
 

@@ -8,7 +8,7 @@ from typing import Any
 from pocketphi.core.errors import DataError
 from pocketphi.evals import generation
 from pocketphi.evals.config import EvalConfig
-from pocketphi.evals.data import DataFile, read, require
+from pocketphi.evals.data import DataFile, MissingData, read, require, text_sha256
 from pocketphi.evals.task import Task, draw_shots, pick
 
 
@@ -17,6 +17,8 @@ class Loaded:
     """A task with its items in their final order and the shots shown before them, by group.
 
     prefix: the few-shot text by group, for tasks answered in writing.
+    rows_sha256, shots_sha256: hashes of the rows as the task reads them, before any draw of items, and of
+        what is shown as shots: equal for the same rows, however they are packed.
     """
 
     task: Task
@@ -29,6 +31,8 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     prefix: dict[str, str] = field(default_factory=dict)
     by_writing: bool = False
+    rows_sha256: str | None = None
+    shots_sha256: str | None = None
 
 
 def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
@@ -40,14 +44,14 @@ def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
         kept = pick((q.id for q in items), limit, task.name)
         each = Loaded(task, [items[i] for i in kept], {}, None, None, len(items))
         return generation.from_choice(each) if config.choices_by == "writing" and items else each
-    file = require(config.data_dir, task.file)
+    file = find(config, task, task.file)
     rows, unusable = _rows(task, file)
     num_in_file = len(rows) + unusable
     shots: dict[str, list[Any]] = {}
     shots_file = None
     if task.shots and task.shots_file is not None:
         same = task.shots_file == task.file
-        shots_file = file if same else require(config.data_dir, task.shots_file)
+        shots_file = file if same else find(config, task, task.shots_file)
         pool = rows if same else _rows(task, shots_file)[0]
         shots = _draw(task, pool)
         if same:
@@ -55,12 +59,27 @@ def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
             rows = [q for q in rows if q.id not in shown]
     kept = pick((q.id for q in rows), limit, task.name)
     each = Loaded(task, [rows[i] for i in kept], shots, file, shots_file, num_in_file, unusable)
+    each.rows_sha256 = text_sha256("\n".join(repr(row) for row in rows))
     if task.kind == "generate":
         each.prefix, prefix_file = generation.read_prefix(config, task, shots)
         each.shots_file = prefix_file or shots_file
-    elif task.kind == "choice" and config.choices_by == "writing":
+        each.shots_sha256 = text_sha256(repr(sorted(each.prefix.items()))) if each.prefix else None
+        return each
+    each.shots_sha256 = text_sha256(repr(sorted(shots.items()))) if shots else None
+    if task.kind == "choice" and config.choices_by == "writing":
         each = generation.from_choice(each)
     return each
+
+
+def find(config: EvalConfig, task: Task, stem: str) -> DataFile:
+    """Return one of a task's files. MissingData says where its rows come from."""
+    try:
+        return require(config.data_dir, stem, from_hub=config.hub)
+    except MissingData as error:
+        more = [h for h in (error.hint, task.gated) if h]
+        if task.hub and not config.hub:
+            more.append(f"--hub fetches it from {task.hub}")
+        raise MissingData(error.message, hint="; ".join(more) or None) from None
 
 
 def _rows(task: Task, file: DataFile) -> tuple[list[Any], int]:

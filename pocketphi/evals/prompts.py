@@ -27,13 +27,10 @@ class Rendered:
 class Request:
     """One context and the continuations whose log-likelihoods are wanted after it.
 
-    shared: how many leading tokens of `context` belong to the few-shot text of the whole group; a
-    back end may keep their cache. options[i] is scored given `context`; indices[i] says which
-    option of the question it is.
+    options[i] is scored given `context`; indices[i] says which option of the question it is.
     """
 
     context: tuple[int, ...]
-    shared: int
     options: tuple[tuple[int, ...], ...]
     indices: tuple[int, ...]
     cut_tokens: int = 0
@@ -88,13 +85,11 @@ def requests(
     tokenizer: Any,
     rendered: Rendered,
     shared_text: str,
-    shared_ids: Sequence[int],
     start_ids: Sequence[int],
     max_tokens: int,
 ) -> list[Request]:
     """Turn a rendered question into requests; options with the same context tokens share one.
 
-    shared_ids: tokens of `shared_text` that no question can change (see `stable_prefix`).
     A context that does not fit is cut on its left, and the number of tokens cut is recorded.
     """
     grouped: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
@@ -104,7 +99,6 @@ def requests(
         border += len(start_ids)
         border = min(max(border, 1), len(ids) - 1)
         grouped.setdefault(tuple(ids[:border]), []).append((index, tuple(ids[border:])))
-    shared = (*start_ids, *shared_ids)
     found = []
     for context_ids, options in grouped.items():
         longest = max(len(o) for _, o in options)
@@ -114,24 +108,5 @@ def requests(
         kept = context_ids[cut:]
         if cut and start_ids and len(kept) > len(start_ids):
             kept = (*start_ids, *kept[len(start_ids) :])
-        same = not cut and len(shared) < len(kept) and kept[: len(shared)] == shared
-        found.append(
-            Request(
-                kept,
-                len(shared) if same else 0,
-                tuple(o for _, o in options),
-                tuple(i for i, _ in options),
-                cut,
-            )
-        )
+        found.append(Request(kept, tuple(o for _, o in options), tuple(i for i, _ in options), cut))
     return found
-
-
-def stable_prefix(tokenizer: Any, text: str) -> list[int]:
-    """Return leading tokens of `text` that stay the same whatever follows.
-
-    The last two tokens may merge with the next word; the request checks the rest against its own
-    tokens, so a surprise costs time and never a wrong score.
-    """
-    ids = list(tokenizer.encode(text)) if text else []
-    return ids[:-2]

@@ -26,6 +26,7 @@ from pocketphi.evals import (
 from pocketphi.evals import judge as judges
 from pocketphi.evals.backends.base import Scorer, prompt_ids
 from pocketphi.evals.config import EvalConfig
+from pocketphi.evals.data import MissingData
 from pocketphi.evals.journal import Journal
 from pocketphi.evals.judge import Judge, JudgeConfig
 from pocketphi.evals.loading import Loaded, load_task
@@ -73,7 +74,7 @@ def run(
             scored: list[tuple[Loaded, dict[str, Any], list[dict[str, Any]]]] = []
             for each in loaded:
                 started = time.monotonic()
-                found = _run_task(config, each, scorer, journal, opened, judge)
+                found = _run_task(config, selection, each, scorer, journal, opened, judge)
                 if not found:
                     skipped.append({"task": each.task.label, "reason": "; ".join(each.notes)})
                     continue
@@ -189,13 +190,15 @@ def _load_tasks(
             skipped.append({"task": task.label, "reason": "no judge was named (judge_url, judge_model)"})
             continue
         try:
-            loaded.append(load_task(config, task, selection.limit))
-        except DataError as error:
+            loaded.append(load_task(config, task, selection.limit_of(task)))
+        except MissingData as error:
             # A suite takes what is there and says what is not; changed columns are never passed over.
-            missing = "no such folder" in error.message or "no data folder" in error.message
-            if selection.strict or not (missing or " here" in error.message):
+            if selection.strict:
                 raise
-            skipped.append({"task": task.label, "reason": f"no data: {task.file}.jsonl.zst"})
+            reason = f"no data: {task.file}.jsonl.zst"
+            if config.hub or task.gated:
+                reason += f" ({'; '.join(filter(None, (error.message if config.hub else '', task.gated)))})"
+            skipped.append({"task": task.label, "reason": reason})
     if skipped:
         names = ", ".join(s["task"] for s in skipped)
         progress.say(f"not scored, for want of data or a judge: {names}")
@@ -204,6 +207,7 @@ def _load_tasks(
 
 def _run_task(
     config: EvalConfig,
+    selection: Selection,
     each: Loaded,
     scorer: Scorer,
     journal: Journal,
@@ -211,7 +215,7 @@ def _run_task(
     judge: Judge | None,
 ) -> list[dict[str, Any]]:
     if each.task.kind == "bits":
-        return _run_bits(config, each, scorer, journal, opened.get("shards"))
+        return _run_bits(config, selection.heldout_tokens, each, scorer, journal, opened.get("shards"))
     if each.task.kind == "long":
         if (each.task.length or 0) > scorer.max_tokens:
             each.notes.append(f"{each.task.length} tokens are more than the model's {scorer.max_tokens}")
@@ -230,7 +234,12 @@ def _run_task(
 
 
 def _run_bits(
-    config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal, shards: Artifact | None
+    config: EvalConfig,
+    most_tokens: int,
+    each: Loaded,
+    scorer: Scorer,
+    journal: Journal,
+    shards: Artifact | None,
 ) -> list[dict[str, Any]]:
     label, found = each.task.label, []
     sources: list[tuple[str, Iterator[tuple[str, str]]]] = []
@@ -252,7 +261,7 @@ def _run_bits(
                 found.append(record)
                 counted += record["num_tokens"]
                 shown.advance(record["num_tokens"])
-                if counted >= config.max_heldout_tokens:
+                if counted >= most_tokens:
                     break
     return found
 
@@ -302,6 +311,9 @@ def _entry(
             "file": each.file.name if each.file else task.source,
             "file_sha256": each.file.sha256 if each.file else None,
             "shots_file_sha256": each.shots_file.sha256 if each.shots_file else None,
+            "rows_sha256": each.rows_sha256,
+            "shots_sha256": each.shots_sha256,
+            "hub": each.file.origin if each.file else None,
             "num_in_file": each.num_in_file,
             "num_unusable": each.num_unusable,
         }

@@ -165,7 +165,10 @@ def _write_weights(weights: dict[str, Tensor], folder: Path, max_shard_bytes: in
     total = 0
     for file_name, shard in zip(names, shards):
         temporary = folder / f".{file_name}.partial"
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(shard, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors would leave it readable by its owner alone
         os.replace(temporary, folder / file_name)
         index.update(dict.fromkeys(shard, file_name))
         total += sum(t.numel() * t.element_size() for t in shard.values())

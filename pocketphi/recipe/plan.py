@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketphi.core import machine
+from pocketphi.core import artifact, machine
 from pocketphi.core.errors import UserError
 from pocketphi.core.progress import duration, quantity
 from pocketphi.recipe.stages import Recipe
@@ -64,6 +64,15 @@ class Forecast:
                 f"{self.disk_free_bytes / 1e9:.2f} GB are free",
                 hint="free some space or write to another disk with --out",
             )
+
+    def check_gpu(self, folder: Path) -> None:
+        """Raise UserError when a stage whose artifact is not in `folder` wants a GPU that is not here."""
+        for name, figures in self.stages.items():
+            if figures.get("gpu_missing") and not (folder / name / artifact.MANIFEST).exists():
+                raise UserError(
+                    f"stage '{name}' is to run on a CUDA GPU, and this machine has none",
+                    hint=f"`phi recipe plan` counts it for an H100; to run it here: --set {name}.device=cpu",
+                )
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Rows for people: stage, time, memory, disk, what else is known."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi import __version__
-from pocketphi.core import artifact, progress
+from pocketphi.core import artifact, machine, progress
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
 from pocketphi.recipe.plan import Forecast, plan
@@ -56,6 +56,7 @@ def run(recipe: Recipe, *, out: Path | None = None) -> RunResult:
             progress.say(f"{stage.name}: running")
             made_now: Artifact = stage.load().run(recipe.config(stage), inputs, out=place)
             artifacts[stage.name] = made_now
+            machine.give_back_memory()
             made.append(stage.name)
             state[stage.name] = key
             artifact.write_atomic(folder / _STATE, json.dumps(state, indent=1, sort_keys=True))
@@ -83,6 +84,7 @@ def _announce(recipe: Recipe, folder: Path) -> Forecast:
         progress.event("left_out", entries=recipe.left_out)
     forecast = plan(recipe, folder)
     forecast.check()
+    forecast.check_gpu(folder)
     kept = folder / "forecast.json"
     if not kept.exists():
         artifact.write_atomic(kept, json.dumps(forecast.stages, indent=1))

@@ -181,7 +181,7 @@ class LoopConfig:
 class ClusterConfig:
     """GPUs to forecast for: `gpu` by a part of its name (H100, H200, A100, B200, ...; empty: this machine).
 
-    `mfu` is the share of the peak that steps reach on one GPU, 0 the default of the table in forecast.py.
+    `mfu` is the share of the peak that steps reach on one GPU; 0 counts it (cluster_forecast.step_s).
     The rates are per GPU and direction: `node_bytes_per_s` between the GPUs of a node,
     `network_bytes_per_s` between nodes. `overlap` is the share of communication hidden behind compute.
     """

@@ -21,13 +21,13 @@ from pocketphi.core import config as configuration
 from pocketphi.core import machine, progress
 from pocketphi.model.config import ModelConfig
 from pocketphi.train import rehearsal
-from pocketphi.train.cluster_forecast import PEAK_FLOPS, cluster_plan, explain
+from pocketphi.train.cluster_forecast import GPUS, Gpu, cluster_plan, explain, gpu_memory_bytes, step_s
 from pocketphi.train.config import LoopConfig, PhaseConfig, SftConfig, TrainConfig
 
-# Shares of the matrix-product rate that training reaches, where it is not rehearsed: nano on two cores
-# reached 0.3; pocket on an H200 0.2 (docs/experiments.md).
+# Share of the matrix-product rate that training reaches on a CPU where it is not rehearsed: nano on two
+# cores (docs/experiments.md).
 _CPU_SHARE = 0.30
-_GPU_SHARE = 0.20
+_COMPILE_S = 45.0  # torch.compile, once a process
 _REHEARSE_FROM_S = 30.0
 _START_S = 5.0
 # Text of a chat made from a document, and tokens that the template adds to a turn.
@@ -35,6 +35,8 @@ _CORPUS_CHAT_BYTES, _TURN_TOKENS = 262, 2.5
 # A process with torch loaded, before any model; what reading Parquet files adds to it.
 _BASE_BYTES = 450_000_000
 _PARQUET_BYTES = 110_000_000
+# What a process keeps of the corpus, the tokenizer and the shards that it made before.
+_EARLIER_STAGES_BYTES = 160_000_000
 _TOKENIZER_BYTES = 22_000_000  # of 8192 pieces, which a rehearsal does not load
 _TYPICAL_HELDOUT_SETS = 2  # as full ones: sets are as large as their share of the corpus allows
 _SHAPE = (
@@ -50,7 +52,12 @@ _SHAPE = (
 
 def peak_flops_of(name: str) -> float:
     """Dense bf16 peak of a GPU by its name; 0 when it is not in the table."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+    found = _gpu_of(name)
+    return found.peak_flops if found else 0.0
+
+
+def _gpu_of(name: str) -> Gpu | None:
+    return next((gpu for part, gpu in GPUS.items() if part in name), None)
 
 
 @lru_cache(maxsize=1)
@@ -77,11 +84,13 @@ def loop_plan(
     split_bytes: int = 0,
     extra_bytes: int = 0,
     heldout_tokens: int = 0,
+    gpu_elsewhere: str = "",
 ) -> dict[str, Any]:
     """Forecast of one run of the loop through `phases` on this machine.
 
     `split_bytes` of token files are mapped into memory as they are read; `extra_bytes` the stage holds
-    besides; `heldout_tokens` are measured at every evaluation.
+    besides; `heldout_tokens` are measured at every evaluation. A run that wants a GPU where there is none
+    is counted for one of `gpu_elsewhere` (empty: an H100), and says so in `gpu` and `gpu_missing`.
     """
     tokens = [p.num_steps * p.batch_tokens for p in phases]
     flops = sum(shape.train_flops_per_token(p.sequence_length) * t for p, t in zip(phases, tokens))
@@ -90,17 +99,27 @@ def loop_plan(
     evaluations = len(phases)
     if config.evaluate_every_tokens:
         evaluations += sum(tokens) // config.evaluate_every_tokens
-    seconds = _START_S + flops / _rate(config) * (1 + evaluations * heldout_tokens / sum(tokens) / 3)
-    seconds += 3 * 12 * parameters / 3e8
-    memory: float = max(_counted_memory(config, shape, phase) for phase in phases)
+    gpu = _local_gpu(config)
+    missing = config.device == "cuda" and gpu is None
+    if missing:
+        gpu = GPUS[gpu_elsewhere or "H100"]
+    if gpu is None:
+        steps_s = flops / _cpu_rate(config)
+        memory: float = max(_counted_memory(config, shape, phase) for phase in phases)
+    else:
+        steps_s = sum(p.num_steps * step_s(config, shape, p, gpu, p.batch_tokens) for p in phases)
+        memory = max(gpu_memory_bytes(config, shape, phase, 1) for phase in phases)
+    seconds = _START_S + steps_s * (1 + evaluations * heldout_tokens / sum(tokens) / 3)
+    seconds += 3 * 12 * parameters / 3e8 + (_COMPILE_S if config.compile else 0)
     found = None
     fits = 1.5 * memory < machine.memory_available_bytes()
-    if seconds > _REHEARSE_FROM_S and fits and not _on_gpu(config):
+    if seconds > _REHEARSE_FROM_S and fits and gpu is None:
         found = rehearsal.measured(config, shape, phases)
     if found is not None:
         seconds, memory = _multiplied_out(config, phases, found, evaluations * heldout_tokens)
         memory += _TOKENIZER_BYTES * shape.vocab_size / 8192
-    memory += min(split_bytes, 2 * sum(tokens)) + extra_bytes
+    if gpu is None:
+        memory += min(split_bytes, 2 * sum(tokens)) + extra_bytes
     return {
         "tokens": int(sum(tokens)),
         "parameters": parameters,
@@ -108,7 +127,8 @@ def loop_plan(
         "wall_s": round(seconds, 1),
         "tokens_per_s": round(sum(tokens) / seconds, 1),
         "rehearsed": int(found is not None),
-        "peak_memory_bytes": int(memory),
+        **({"gpu": gpu_elsewhere or "H100", "gpu_missing": 1} if missing else {}),
+        "peak_memory_bytes": 0 if missing else int(memory),
         # The artifact, and while the run goes on two checkpoints of weights and optimizer state.
         "disk_bytes": int(export + 2 * 12 * parameters + 200 * sum(p.num_steps for p in phases)),
         "vocab_size": shape.vocab_size,
@@ -122,8 +142,8 @@ def _multiplied_out(
     seconds = found.start_s + evaluated * found.evaluate_token_s
     seconds += len(phases) * len(config.sample_prompts) * config.sample_tokens * found.sample_token_s
     checkpoints = 0.0
-    for phase, step_s in zip(phases, found.step_s):
-        steps = phase.num_steps * step_s
+    for phase, measured_s in zip(phases, found.step_s):
+        steps = phase.num_steps * measured_s
         every = config.checkpoint_every_tokens or max(1, phase.tokens // 10)
         # Once after so many tokens, and once when so many seconds have passed without.
         checkpoints += max(phase.tokens / every, steps / config.checkpoint_every_s) + 1
@@ -131,15 +151,16 @@ def _multiplied_out(
     return seconds + checkpoints * found.checkpoint_s, found.peak_memory_bytes
 
 
-def _on_gpu(config: LoopConfig) -> bool:
-    return config.device != "cpu" and bool(machine.gpus())
+def _local_gpu(config: LoopConfig) -> Gpu | None:
+    """The GPU of this machine that the run would take; an unknown one counts as the slowest listed."""
+    found = machine.gpus() if config.device != "cpu" else []
+    if not found:
+        return None
+    return _gpu_of(str(found[0]["name"])) or min(GPUS.values(), key=lambda g: g.peak_flops)
 
 
-def _rate(config: LoopConfig) -> float:
-    """FLOP/s that training reaches here, where it is not measured."""
-    gpu = machine.gpus() if config.device != "cpu" else []
-    if gpu:
-        return (config.peak_flops or peak_flops_of(str(gpu[0]["name"])) or 1e14) * _GPU_SHARE
+def _cpu_rate(config: LoopConfig) -> float:
+    """FLOP/s that training reaches on this CPU, where it is not measured."""
     cores = machine.num_cores()
     return measured_flops() * _CPU_SHARE * min(config.num_threads or cores, cores) / cores
 
@@ -151,7 +172,7 @@ def _counted_memory(config: LoopConfig, shape: ModelConfig, phase: PhaseConfig) 
     layers = max(shape.num_hidden_layers - config.checkpoint_layers, 1)
     activations = phase.micro_batch_tokens * width * per_layer * layers
     head = 3 * 4 * min(config.loss_chunk_tokens, phase.micro_batch_tokens) * shape.vocab_size
-    return 16 * shape.num_parameters + activations + head + (0 if _on_gpu(config) else _BASE_BYTES)
+    return 16 * shape.num_parameters + activations + head + _BASE_BYTES
 
 
 def train_plan(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -169,6 +190,7 @@ def train_plan(config: TrainConfig, inputs_plan: Mapping[str, Mapping[str, Any]]
             shape,
             config.phases,
             split_bytes=int(inputs_plan.get("shards", {}).get("disk_bytes", 0)),
+            extra_bytes=_EARLIER_STAGES_BYTES if "corpus" in inputs_plan else 0,
             heldout_tokens=_TYPICAL_HELDOUT_SETS * config.evaluate_tokens,
         )
     # Flat figures of the shape: fine-tuning is planned with the same one.
@@ -228,7 +250,9 @@ def sft_plan(config: SftConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) ->
         config,
         shape,
         [phase],
-        extra_bytes=_PARQUET_BYTES if corpus_chats else 0,
+        gpu_elsewhere=str(train.get("gpu", "")),
+        extra_bytes=(_PARQUET_BYTES if corpus_chats else 0)
+        + (_EARLIER_STAGES_BYTES if "corpus" in inputs_plan else 0),
         heldout_tokens=int(config.heldout_ratio * tokens),
     )
     del plan["vocab_size"]

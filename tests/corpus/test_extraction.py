@@ -109,6 +109,47 @@ def test_furniture_is_left_out() -> None:
     assert found.title == "T" and found.text == f"{(WORDS * 4).strip()}\n\n{(WORDS * 4).strip()}"
 
 
+def test_the_lead_above_the_article_is_put_back() -> None:
+    """In a frame of its own under the title; a caption there, or a person's life, is no lead."""
+    lead = "Leaves are factories: what they make of light feeds nearly all that lives on land."
+    page = (
+        "<html><body><header><h1>Leaves</h1><div class='teaser'><p>{lead}</p></div>{more}</header>"
+        f"<div class='article-body'><p>{WORDS * 4}</p><p>{WORDS * 4}</p></div></body></html>"
+    )
+    more = f"<div class='photo-caption'><p>A leaf in the hand of a child. {WORDS}</p></div>"
+    more += (
+        "<div class='author-bio'><p>Ann Lee has written about plants for many years, in this paper.</p></div>"
+    )
+    assert extract(page.format(lead=lead, more=more)).text == "\n\n".join([lead] + [(WORDS * 4).strip()] * 2)
+    assert extract(page.format(lead="By Ann Lee", more="")).text == "\n\n".join([(WORDS * 4).strip()] * 2)
+
+
+def test_notes_around_the_text_are_trimmed_and_short_text_is_not() -> None:
+    body = f"<p>{WORDS * 3}</p><p>An aside</p><h2>See also</h2><ul><li>Roots</li></ul><p>{WORDS * 3}</p>"
+    found = extract(
+        f"<html><body><article><p>Updated 3 May 2021</p><p>5 min read</p>{body}<p>Photo: A. Lee</p><p>apl/dpa</p>"
+        "</article></body></html>"
+    ).text
+    assert found == "\n\n".join(
+        [(WORDS * 3).strip(), "An aside", "## See also", "- Roots", (WORDS * 3).strip()]
+    )
+    # A formula, a sentence that goes on, and a line before a list are text, however short.
+    for first in (
+        "<p>When</p><p>, and they are</p>",
+        "<p>$$x = 1$$</p>",
+        "<p>You need:</p><ul><li>sugar</li></ul>",
+    ):
+        kept = extract(f"<html><body><article>{first}<p>{WORDS * 4}</p></article></body></html>").text
+        assert not kept.startswith(WORDS[:20])
+
+
+def test_a_pointer_to_another_article_ends_only_the_end() -> None:
+    pointer = "<h4>Lesen Sie auch</h4><p><a href='/x'>Wie Wurzeln trinken</a></p>"
+    middle = extract(article(pointer + f"<p>{WORDS * 2}</p>")).text
+    assert "Lesen" not in middle and middle.count(WORDS.strip()) == 8
+    assert "newsletter" not in extract(article("<p>Sign up <a href=/n>here</a> for our newsletter!</p>")).text
+
+
 def test_names_of_layouts_do_not_hide_the_article() -> None:
     inner = f"<p>{WORDS * 5}</p><p>{WORDS * 5}</p>"
     for names in (

@@ -263,19 +263,25 @@ def test_site_of(url: str, site: str):
     assert repeated_lines.site_of(url) == site
 
 
-def test_memory_stays_within_the_budget(tmp_path: Path, monkeypatch):
-    """Many documents with prepared keys: what `find` allocates stays near what it is allowed."""
-    num, size, budget = 60_000, 2000, 5 << 20
+@pytest.mark.parametrize("paired", [False, True])
+def test_memory_stays_within_the_budget(tmp_path: Path, monkeypatch, paired: bool):
+    """Many documents with prepared keys, few in buckets or all: what `find` allocates stays within the budget."""
+    num, size, budget = 16_000, 500, 1 << 20
+    monkeypatch.setattr(near_duplicates, "_MIN_MEMORY_BYTES", 1 << 19)
     text = " ".join(f"t{i}" for i in range(12))
 
     def parts():
         for start in range(0, num, size):
             keys = np.random.default_rng(start).integers(1, 1 << 63, size=(size, 4), dtype=np.uint64)
-            keys[::50, 0] = start + 1
+            if paired:
+                keys[1::2] = keys[::2]
+            else:
+                keys[::50, 0] = start + 1
             ids = [f"{i:032x}" for i in range(start, start + size)]
             yield near_duplicates.PartKeys(start // size, keys, ids, np.ones(size, bool))
 
     monkeypatch.setattr(minhash.Banding, "for_threshold", classmethod(lambda cls, threshold: cls(4, 1)))
+    minhash.shingles([text])  # tables that a run of any size needs
     tracemalloc.start()
     try:
         near_duplicates.find(parts, lambda part: [text] * size, num, tmp_path, memory_bytes=budget)

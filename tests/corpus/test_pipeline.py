@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -92,6 +93,20 @@ def test_extraction_ran(built) -> None:
     texts = [r["text"] for r in rows(built)]
     assert any(text.startswith("## On the") for text in texts)
     assert not any("All rights reserved" in text or "About" in text for text in texts)
+
+
+def test_the_latest_corpus_is_found(tmp_path) -> None:
+    with pytest.raises(UserError, match="no corpus"):
+        corpus.latest(tmp_path)
+    for age, (name, kind) in enumerate(
+        (("new", "corpus"), ("recipe/old", "corpus"), ("model", "checkpoint"))
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"kind": kind}))
+        os.utime(tmp_path / name / "manifest.json", (100 - age, 100 - age))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    assert corpus.latest(tmp_path) == tmp_path / "new"
 
 
 def test_why_explains_kept_and_rejected(built) -> None:

@@ -3,102 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub_server import WEIGHTS, Hub, serve
 
 from pocketphi.core.errors import DataError, UserError
 from pocketphi.engine import catalog, download
-
-WEIGHTS = bytes(range(256)) * 12_000  # 3 MB, so that it takes several reads
-
-
-class Hub(BaseHTTPRequestHandler):
-    """One repository with files of `served`; what was asked is in `log`."""
-
-    served: dict[str, bytes]
-    log: list[dict[str, Any]]
-    cut_after: int | None  # close the connection after so many bytes, once
-    redirect_to: str | None
-    statuses: list[int]  # answered first, one per request
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        hub = type(self)
-        self.log.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
-        if hub.statuses:
-            self._send(hub.statuses.pop(0), b"")
-        elif self.path.startswith("/api/models/someone/model/revision/"):
-            files = [self._entry(n, d) for n, d in hub.served.items()]
-            self._send(200, json.dumps({"sha": "c0ffee", "siblings": files}).encode())
-        elif self.path.startswith("/someone/model/resolve/c0ffee/") and hub.redirect_to:
-            self.send_response(302)
-            self.send_header("Location", hub.redirect_to + "/files/" + self.path.rsplit("/", 1)[1])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        else:
-            data = hub.served.get(self.path.rsplit("/", 1)[1])
-            self._send(404, b"") if data is None else self._file(data)
-
-    def _entry(self, name: str, data: bytes) -> dict[str, Any]:
-        if name.endswith(".gguf"):
-            return {"rfilename": name, "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
-        return {"rfilename": name, "size": len(data)}
-
-    def _file(self, data: bytes) -> None:
-        hub = type(self)
-        tag = '"' + hashlib.md5(data).hexdigest() + '"'
-        start, status = 0, 200
-        asked = self.headers.get("Range")
-        if asked and self.headers.get("If-Range") in (None, tag):
-            start, status = int(asked.removeprefix("bytes=").removesuffix("-")), 206
-        self.send_response(status)
-        self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(data) - start))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.end_headers()
-        body = data[start:]
-        if hub.cut_after is not None:
-            body, hub.cut_after = body[: hub.cut_after], None
-            self.close_connection = True
-        self.wfile.write(body)
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def _serve() -> tuple[type[Hub], ThreadingHTTPServer, str]:
-    handler = type("OneHub", (Hub,), {})
-    handler.served, handler.log, handler.statuses = {"tiny-q4.gguf": WEIGHTS}, [], []
-    handler.cut_after = handler.redirect_to = None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return handler, server, f"http://127.0.0.1:{server.server_port}"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
-    handler, server, address = _serve()
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("POCKETPHI_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(download, "_BACKOFF_S", 0.0)
-    handler.address = address  # type: ignore[attr-defined]
-    yield handler
-    server.shutdown()
-    server.server_close()
 
 
 def test_pull_finds_and_checks_the_one_file(hub: type[Hub], tmp_path: Path) -> None:
@@ -164,7 +75,7 @@ def test_server_trouble_is_tried_again(hub: type[Hub]) -> None:
 
 
 def test_the_token_stays_with_the_hub(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    other, server, address = _serve()
+    other, server, address = serve()
     try:
         monkeypatch.setenv("HF_TOKEN", "secret")
         hub.redirect_to = address

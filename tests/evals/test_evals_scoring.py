@@ -117,8 +117,8 @@ def test_scores_do_not_depend_on_the_batch(tiny: Path, data: Path, tmp_path: Pat
 def test_a_long_neighbour_does_not_change_the_rotation(tiny_longrope: Path) -> None:
     scorer = TorchScorer(tiny_longrope, EvalConfig(batch_size=4))
     rng = np.random.default_rng(0)
-    short = Request(tuple(rng.integers(300, 700, 20).tolist()), 0, ((310, 320), (330,)), (0, 1))
-    long = Request(tuple(rng.integers(300, 700, 90).tolist()), 0, ((310, 320), (330,)), (0, 1))
+    short = Request(tuple(rng.integers(300, 700, 20).tolist()), ((310, 320), (330,)), (0, 1))
+    long = Request(tuple(rng.integers(300, 700, 90).tolist()), ((310, 320), (330,)), (0, 1))
     alone = [next(scorer.score([r])) for r in (short, long)]
     together = list(scorer.score([short, long]))
     for a, b in zip(alone, together):
@@ -136,7 +136,6 @@ def test_engine_and_torch_agree(
     config = EvalConfig(backend="numpy")
     torch_scorer, engine_scorer = TorchScorer(folder, config), EngineScorer(folder, config)
     wanted = _requests(torch_scorer, data, shots=2)
-    assert any(r.shared for r in wanted), "the shots must be shared for this test to mean something"
     lengths = {len(r.context) > 64 for r in wanted}
     assert which == "tiny" or True in lengths
     for a, b in zip(torch_scorer.score(wanted), engine_scorer.score(wanted)):
@@ -147,17 +146,45 @@ def test_engine_and_torch_agree(
     engine_scorer.close()
 
 
-def test_shared_prefix_changes_nothing(tiny: Path, data: Path) -> None:
+def test_what_was_computed_before_changes_nothing(
+    tiny: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pocketphi.evals.backends.engine import EngineScorer
 
     scorer = EngineScorer(tiny, EvalConfig(backend="numpy"))
     wanted = _requests(scorer, data, shots=3)
-    whole = [Request(r.context, 0, r.options, r.indices) for r in wanted]
-    with_sharing = [[s.logprob for s in found] for found in scorer.score(wanted)]
-    without = [[s.logprob for s in found] for found in scorer.score(whole)]
-    backwards = [[s.logprob for s in found] for found in scorer.score(reversed(wanted))][::-1]
-    np.testing.assert_allclose(with_sharing, without, atol=1e-4)
-    np.testing.assert_allclose(with_sharing, backwards, atol=1e-4)
+    # Options that begin alike, one that is the beginning of another, one of a single token, and a
+    # question that goes on where the last one's option ended.
+    context, words = wanted[-1].context, tuple(range(310, 316))
+    wanted.append(Request(context, (words, words[:3], (*words[:2], 320, 321), words[:1], (400,)), (0,) * 5))
+    wanted.append(Request((*context, 400), ((310,), words), (0, 1)))
+    wanted.append(Request(context[:5], (words, words), (0, 1)))
+    computed = []
+    original = scorer._engine.backend.forward
+
+    def counting(session, ids, want="last"):
+        computed.append(len(ids))
+        return original(session, ids, want)
+
+    monkeypatch.setattr(scorer._engine.backend, "forward", counting)
+
+    def scores(requests) -> list[list[float]]:
+        return [[s.logprob for s in found] for found in scorer.score(requests)]
+
+    with_sharing, tokens = scores(wanted), sum(computed)
+    backwards = scores(reversed(wanted))[::-1]
+    computed.clear()
+    alone = []
+    for request in wanted:
+        parts = []
+        for option in request.options:
+            scorer._session, scorer._cached = None, ()
+            parts += scores([Request(request.context, (option,), (0,))])[0]
+        alone.append(parts)
+    for shared, back, single in zip(with_sharing, backwards, alone):
+        np.testing.assert_allclose(shared, single, atol=1e-4)
+        np.testing.assert_allclose(back, single, atol=1e-4)
+    assert tokens < 0.3 * sum(computed), "what is shared must be computed once"
     scorer.close()
 
 
@@ -166,11 +193,10 @@ def _requests(scorer, data: Path, shots: int) -> list[Request]:
 
     each = load_task(EvalConfig(data_dir=data), parse_task(f"arc_easy:shots={shots}"), None)
     text = prompts.shots_text(each.task, each.shots[""], "")
-    shared = prompts.stable_prefix(scorer.tokenizer, text)
     found = []
     for question in each.items:
         shape = prompts.render(each.task, question)
-        found += prompts.requests(scorer.tokenizer, shape, text, shared, scorer.start_ids, scorer.max_tokens)
+        found += prompts.requests(scorer.tokenizer, shape, text, scorer.start_ids, scorer.max_tokens)
     return found
 
 
@@ -237,9 +263,9 @@ def test_long_prompt_is_cut_on_the_left_and_counted(tiny: Path, data: Path, tmp_
 
 def test_cut_keeps_the_start_token(tokenizer) -> None:
     shape = prompts.Rendered(("word " * 50,), ("end",), (3,))
-    (request,) = prompts.requests(tokenizer, shape, "", [], [1], 20)
+    (request,) = prompts.requests(tokenizer, shape, "", [1], 20)
     assert request.context[0] == 1 and len(request.context) + len(request.options[0]) - 1 == 20
-    assert request.shared == 0 and request.cut_tokens > 0
+    assert request.cut_tokens > 0
 
 
 def test_start_token_rule(tokenizer) -> None:

@@ -73,6 +73,11 @@ def test_same_weights_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(folder):
+    modes = {p.name: p.stat().st_mode & 0o777 for p in folder.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}, modes
+
+
 def test_types(folder, tmp_path):
     assert phi_model.load(folder).lm_head.weight.dtype == torch.float32
     half = phi_model.load(folder, dtype="bfloat16")

@@ -91,3 +91,57 @@ def test_a_forecast_multiplies_out_what_was_measured(monkeypatch: pytest.MonkeyP
     assert plan["rehearsed"] == 1
     tokenizer = plan["peak_memory_bytes"] - 700_000_000 - 2 * 4096 * 200
     assert 10e6 < tokenizer < 40e6
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "phase", "seconds", "gigabytes"),
+    [
+        # benchmarks/train_gpu.py on an H200, plain causal attention, one micro-batch a step.
+        ("phi-3-mini-4k", {}, (4096, 8192, 8192, False), 0.408, 76.5),
+        ("phi-3-mini-4k", {}, (4096, 16384, 16384, False), 0.779, 105.7),
+        # recipes/pocket.yaml on an H200: 910 thousand tokens a second.
+        (
+            "pocket",
+            {"intermediate_size": 1408, "num_key_value_heads": 4},
+            (1024, 262144, 65536, True),
+            0.288,
+            15.9,
+        ),
+    ],
+)
+def test_counted_steps_beside_measured_ones(model, changes, phase, seconds, gigabytes) -> None:
+    """Time within 15 % and memory within 10 % of what runs on a GPU measured (docs/experiments.md)."""
+    length, batch, micro, masks = phase
+    settings = PhaseConfig(
+        name="p",
+        tokens=10**7,
+        learning_rate=1e-3,
+        sequence_length=length,
+        batch_tokens=batch,
+        micro_batch_tokens=micro,
+        document_mask=masks,
+    )
+    config = TrainConfig(
+        model=model,
+        model_overrides=changes,
+        phases=[settings],
+        loss_chunk_tokens=8192,
+        cluster=ClusterConfig(gpu="H200", downtime=0.0),
+    )
+    plan = forecast.train_plan(config, {})
+    steps = settings.num_steps
+    assert plan["wall_s"] / steps == pytest.approx(seconds, rel=0.15)
+    assert plan["gpu_memory_bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.10)
+
+
+def test_a_recipe_for_a_gpu_is_counted_for_one_and_refused_where_there_is_none(tmp_path: Path) -> None:
+    """The plan counts an H100; the run stops before its first stage, not after an hour of corpus."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    recipe = recipes.read(ROOT / "recipes" / "pocket.yaml")
+    plan = recipes.plan(recipe)
+    assert plan.stages["train"]["gpu"] == plan.stages["sft"]["gpu"] == "H100"
+    assert 60 < plan.stages["train"]["wall_s"] < 1800
+    with pytest.raises(UserError, match="stage 'train' is to run on a CUDA GPU"):
+        recipes.run(recipe, out=tmp_path)
+    assert not (tmp_path / "synth").exists()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from pocketphi.corpus.extraction.trimming import clean, lead, trim
 from pocketphi.corpus.extraction.walk import Block, Container, FlatPage
 
 _MIN_VOTE_CHARS = 25
@@ -25,7 +26,9 @@ _FURNITURE = re.compile(
     r"|skip-link|copyright|legal|print|meta|byline|author\w*|bio|rating\w*|toc|navbox|catlinks|mw-jump\w*|editsection"
     r"|noprint|hidden|hide|sr-only|screen-reader\w*|visually-?hidden|\w*captions?|\w*credits?|teaser\w*|complementary"
     r"|navigation|search\w*|info-?box\w*|fact-?box\w*|timestamp|metadata|kicker|attribution|galler\w*|carousel\w*"
-    r"|slideshow\w*|lightbox\w*|slick\w*|prev|previous|next|prevnext|tooltip\w*|toast|key-?points|paywall\w*|capping)"
+    r"|slideshow\w*|lightbox\w*|slick\w*|prev|previous|next|prevnext|tooltip\w*|toast|key-?points|paywall\w*|capping"
+    r"|disclosure|affiliate\w*|news-letter\w*|cta|app-?stores?|content-blocker|embed-article|donat\w*|kommentar\w*"
+    r"|image-?(?:box|wrap\w*)|img-?(?:wrap\w*|inline)|third-party-\w+)"
     r"(?:$|[\s_\-])"
 )
 # Names that are never the content, however much text they hold.
@@ -45,23 +48,9 @@ _STATE = re.compile(
     r"(?:^|[\-_])(?:grid|layout|row|col\w*|enabled|disabled|open|closed|allowed|has|no|not|with|without|is|js|single"
     r"|template|page|type|format|category|tag|status)(?:$|[\-_])"
 )
+_NAMELESS = (False, False, False)
 _NEUTRAL_TAGS = frozenset(("body", "html"))
 _FURNITURE_TAGS = frozenset(("footer", "aside", "form"))
-_END = re.compile(
-    r"^(?:related (?:articles|posts|stories|content|news)|read (?:more|next|also)\b.{0,80}|more (?:from|on|in|stories)\b.{0,60}"
-    r"|share this.{0,40}|comments?(?: \(\d+\))?|leave a (?:reply|comment)|you (?:may|might) also (?:like|enjoy).{0,40}"
-    r"|(?:recommended|popular|trending|most read)\b.{0,30}|ähnliche (?:artikel|beiträge).{0,30}|kommentare?(?: \(\d+\))?"
-    r"|mehr zum thema.{0,40}|das könnte (?:sie|dich|ihnen|euch) auch.{0,40}|weitere (?:artikel|beiträge|themen).{0,30})$",
-    re.IGNORECASE,
-)
-_JUNK = re.compile(
-    r"^(?:advertisement|anzeige|werbung|sponsored|share|tweet|print|email|e-mail|facebook|twitter|whatsapp|pinterest"
-    r"|linkedin|reply|like|save|copy link|sign up|subscribe|log in|read more|continue reading.{0,40}|loading.{0,3}"
-    r"|image|photo|video|gallery|\[?edit\]?|jump to navigation|skip to .{0,30}|back to top|by|tags?:?|share this:?"
-    r"|like this:?|image (?:copyright|caption|source).{0,80}|play video|watch:?|listen|close|menu|search"
-    r"|https?://\S+)$",
-    re.IGNORECASE,
-)
 
 
 def select(page: FlatPage) -> list[Block]:
@@ -82,18 +71,18 @@ def select(page: FlatPage) -> list[Block]:
     root = _root(blocks, containers, live)
     inside = _descendants(containers, root)
     chosen = [i for i, block in enumerate(blocks) if live[i] and block.container in inside]
-    chosen = _clean(blocks, containers, chosen)
+    chosen = clean(blocks, containers, chosen)
     if _chars(blocks, chosen) < _MIN_CONTENT_CHARS:
         # Nothing that looks like an article: take every block that reads like a sentence or a list of them.
-        everything = _clean(blocks, containers, [i for i in range(len(blocks)) if live[i]])
+        everything = clean(blocks, containers, [i for i in range(len(blocks)) if live[i]])
         if _chars(blocks, everything) > 2 * _chars(blocks, chosen):
             chosen = everything
     if not chosen:
         chosen = [i for i in range(len(blocks)) if live[i]] or list(range(len(blocks)))
+    chosen = trim(blocks, lead(blocks, containers, chosen, never))
     return [blocks[i] for i in chosen]
 
 
-@lru_cache(maxsize=20_000)
 def plain_names(names: str) -> str:
     """Reduce class names to what they call the part: "block__element--modifier" to "element", no states."""
     tokens = []
@@ -102,6 +91,16 @@ def plain_names(names: str) -> str:
         if token and not _STATE.search(token):
             tokens.append(token)
     return " ".join(tokens)
+
+
+@lru_cache(maxsize=20_000)
+def _named(names: str) -> tuple[bool, bool, bool]:
+    """What class names say: (never content, furniture, content)."""
+    plain = plain_names(names)
+    if not plain:
+        return False, False, False
+    content = bool(_CONTENT.search(plain))
+    return bool(_NEVER.search(plain)), not content and bool(_FURNITURE.search(plain)), content
 
 
 def _ancestors(containers: Sequence[Container], index: int) -> frozenset[int]:
@@ -161,18 +160,15 @@ def _furniture(
             article[index] = True
         if container.tag in _NEUTRAL_TAGS or index in spared:
             continue
-        named = plain_names(container.names)
+        never, furnished, _ = _named(container.names) if container.names else _NAMELESS
         if only_never:
-            never = container.tag in ("footer", "aside") or (bool(named) and bool(_NEVER.search(named)))
-            bad[index] = never and size[index] < 0.8 * total
+            bad[index] = (never or container.tag in ("footer", "aside")) and size[index] < 0.8 * total
             continue
-        if named and _NEVER.search(named) and size[index] < 0.8 * total:
+        if never and size[index] < 0.8 * total:
             bad[index] = True
             continue
         furniture = container.tag in _FURNITURE_TAGS or (container.tag == "header" and not article[index])
-        if named and not furniture:
-            furniture = bool(_FURNITURE.search(named)) and not _CONTENT.search(named)
-        if furniture and size[index] < 0.5 * total:
+        if (furniture or furnished) and size[index] < 0.5 * total:
             bad[index] = True
     return bad
 
@@ -210,10 +206,9 @@ def _root(blocks: Sequence[Block], containers: Sequence[Container], live: Sequen
         if score[index] <= 0 or text[index] == 0:
             continue
         value = score[index] * (1 - links[index] / text[index])
-        names = plain_names(container.names)
         if "articlebody" in container.itemprop:
             value *= 2.0
-        elif container.tag == "article" or (names and _CONTENT.search(names)):
+        elif container.tag == "article" or (container.names and _named(container.names)[2]):
             value *= 1.5
         elif container.tag == "main":
             value *= 1.2
@@ -244,54 +239,3 @@ def _climb(containers: Sequence[Container], best: int, text: Sequence[int], link
         ):
             top = index
     return top
-
-
-def _inside_figures(containers: Sequence[Container]) -> list[bool]:
-    inside = [False] * len(containers)
-    for container in containers:
-        inside[container.index] = container.tag == "figure" or (
-            container.parent >= 0 and inside[container.parent]
-        )
-    return inside
-
-
-def _clean(blocks: Sequence[Block], containers: Sequence[Container], chosen: list[int]) -> list[int]:
-    """Drop blocks of links and single words of furniture; cut off what follows the article."""
-    kept: list[int] = []
-    figures = _inside_figures(containers)
-    for i in chosen:
-        block = blocks[i]
-        size = len(block.text)
-        if block.kind in ("text", "item") and (block.tag == "figcaption" or figures[block.container]):
-            continue  # describes a picture that is not in the text
-        if block.kind in ("code", "table"):
-            if block.kind == "table" and block.link_chars > 0.7 * size:
-                continue
-            kept.append(i)
-            continue
-        if block.link_chars > 0.6 * size and (block.kind == "item" or size < 200):
-            continue
-        if size < 100 and _JUNK.match(block.text):
-            continue
-        kept.append(i)
-    rest = total = _chars(blocks, kept)
-    for place, i in enumerate(kept):
-        if len(blocks[i].text) < 90 and rest < 0.3 * total and _END.match(blocks[i].text.strip(" :")):
-            kept = kept[:place]
-            break
-        rest -= len(blocks[i].text)
-    # Headings with nothing under them say nothing; the first of the page is its title, kept apart.
-    result: list[int] = []
-    for place, i in enumerate(kept[:4]):
-        if blocks[i].kind == "heading" and blocks[i].level == 1:
-            del kept[place]
-            break
-    for place, i in enumerate(kept):
-        if blocks[i].kind == "heading" and place > 0:
-            following = kept[place + 1] if place + 1 < len(kept) else -1
-            if following < 0 or (
-                blocks[following].kind == "heading" and blocks[following].level <= blocks[i].level
-            ):
-                continue
-        result.append(i)
-    return result

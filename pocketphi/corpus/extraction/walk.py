@@ -133,7 +133,6 @@ _CONTAINERS = frozenset(
     ]
 )
 _HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 5, "h6": 6}
-_SPACE = re.compile(r"\s+")
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _POWER = re.compile(r"[-−+]?\d{1,4}|[a-z]|[-−+]\d*")
 _FORMULA_IMAGE = re.compile(r"\b(?:tex|latex|mwe-math\S*|math|equation|formula)\b", re.IGNORECASE)
@@ -143,7 +142,7 @@ _CC = re.compile(
 _MAX_DEPTH = 150  # three frames each; deeper than any page that people read
 _EMPTY_PAGE_CHARS = 300
 _LONG_TAG_CHARS = 4000
-_LONG_TAG = re.compile(r"(<[a-zA-Z][\w-]{0,30})[^<>]{4000,}")
+_TAG_NAME = re.compile(r"[a-zA-Z][\w-]{0,30}")
 _MAX_ATTRIBUTES = 500
 _MAX_TABLE_CELLS = 5000
 
@@ -152,7 +151,7 @@ class TooManyNodes(ValueError):
     """The page has more elements than the limit."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Container:
     """An element that groups blocks. `names` is its class, id and role, lower case."""
 
@@ -164,7 +163,7 @@ class Container:
     depth: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Block:
     """One paragraph-like piece: `kind` is text, heading, item, code, table, quote or rule."""
 
@@ -189,17 +188,28 @@ def parse(html: str) -> Any | None:
     """Return the root element of a page, None when there is nothing in it."""
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     html = html.replace("\0", "") if "\0" in html else html
-    if max(map(len, html.split(">"))) > _LONG_TAG_CHARS:
-        html = _LONG_TAG.sub(_without_attributes, html)
+    # A start tag lies between two ">", and few pieces are this long: only those are searched.
+    pieces = html.split(">")
+    if max(map(len, pieces)) > _LONG_TAG_CHARS:
+        html = ">".join([_bounded(piece) if len(piece) > _LONG_TAG_CHARS else piece for piece in pieces])
     try:
         return etree.fromstring(html.encode("utf-8", "replace"), parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return None
 
 
-def _without_attributes(found: re.Match[str]) -> str:
+def _bounded(piece: str) -> str:
     """A start tag of more attributes than any page needs loses them: libxml2 compares each with all others."""
-    return found[1] if len(found[0].split(None, _MAX_ATTRIBUTES)) > _MAX_ATTRIBUTES else found[0]
+    chunks = piece.split("<")
+    for number, chunk in enumerate(chunks):
+        if (
+            number
+            and len(chunk) > _LONG_TAG_CHARS
+            and len(chunk.split(None, _MAX_ATTRIBUTES)) > _MAX_ATTRIBUTES
+        ):
+            name = _TAG_NAME.match(chunk)
+            chunks[number] = name.group() if name else chunk
+    return "<".join(chunks)
 
 
 def flatten(root: Any, max_nodes: int) -> FlatPage:
@@ -241,8 +251,11 @@ class _Walker:
         """End the block that is being gathered."""
         if self.parts:
             text = "".join(self.parts)
-            lines = [" ".join(line.split()) for line in text.split("\n")]
-            text = "\n".join(line for line in lines if line)
+            if "\n" in text:
+                lines = [" ".join(line.split()) for line in text.split("\n")]
+                text = "\n".join([line for line in lines if line])
+            else:
+                text = " ".join(text.split())
             if text:
                 kind = "quote" if self.quotes and self.kind == "text" else self.kind
                 level = self.level
@@ -266,8 +279,10 @@ class _Walker:
 
     def text(self, text: str | None) -> None:
         if text:
-            # Line ends inside a paragraph are spaces; only <br> ends a line.
-            self.parts.append(_SPACE.sub(" ", text) if "\n" in text or "\t" in text else text)
+            if not self.parts and text.isspace():
+                return  # most text of a page: indentation between elements
+            # Line ends inside a paragraph are spaces; only <br> ends a line. Runs of spaces go in flush().
+            self.parts.append(text.replace("\n", " "))
             if self.in_link:
                 self.link_chars += len(text.strip())
 

@@ -1,11 +1,12 @@
 """Repetition inside a document (Rae et al. 2021, table A1), over a whole batch at once.
 
-B documents, N words of the batch. n-grams are compared by a 64-bit hash of their word numbers.
+B documents, N words of the batch, R repeated n-grams. n-grams are compared by a 64-bit hash of their word numbers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,25 +48,50 @@ def _repeated_chars(parts: list[str]) -> int:
     return sum((count - 1) * len(part) for part, count in Counter(parts).items())
 
 
-def _ngrams(batch: Batch, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `(hash, document, position)` of every n-gram that lies inside one document."""
+@dataclass(frozen=True)
+class _Repeats:
+    """n-grams of one length that occur more than once in their document, in order of position.
+
+    start_R, owner_R: where each begins and in which document; group_R: equal for equal n-grams.
+    """
+
+    start_R: np.ndarray
+    owner_R: np.ndarray
+    group_R: np.ndarray
+
+
+def _repeats(batch: Batch, n: int) -> _Repeats:
+    """Return the repeated n-grams of a batch; all lengths are found at once and kept with the batch."""
+    found: dict[int, _Repeats] | None = batch.__dict__.get("_repeated_ngrams")
+    if found is None:
+        found = batch.__dict__["_repeated_ngrams"] = _find_repeats(batch, max(_REPEATED))
+    return found[n]
+
+
+def _find_repeats(batch: Batch, longest: int) -> dict[int, _Repeats]:
+    """An n-gram can only be repeated where the one a word shorter is: few places are looked at twice."""
     ids, _, starts = batch.word_ids
-    count = len(ids) - n + 1
-    if count <= 0:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty.astype(np.uint64), empty, empty
+    start = np.arange(len(ids))
     owner = np.repeat(np.arange(len(batch)), np.diff(starts))
-    inside = np.nonzero(owner[:count] == owner[n - 1 :])[0]
     with np.errstate(over="ignore"):
         # Mixed before the first word comes in: plain numbers of documents and words cancel one another out,
         # and an n-gram of one document would count for the next.
-        hashes = (owner[:count].astype(np.uint64) + np.uint64(1)) * _MIX
+        hashes = (owner.astype(np.uint64) + np.uint64(1)) * _MIX
         hashes ^= hashes >> np.uint64(32)
         hashes *= _MIX
-        for offset in range(n):
-            hashes = (hashes ^ (ids[offset : offset + count] + np.uint64(1))) * _MIX
+        found: dict[int, _Repeats] = {}
+        for n in range(1, longest + 1):
+            inside = start + n <= starts[owner + 1]
+            start, owner, hashes = start[inside], owner[inside], hashes[inside]
+            hashes = (hashes ^ (ids[start + n - 1] + np.uint64(1))) * _MIX
             hashes ^= hashes >> np.uint64(29)
-    return hashes[inside], owner[inside], inside
+            if n < min(_TOP):
+                continue
+            _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+            again = counts[group] > 1
+            start, owner, hashes, group = start[again], owner[again], hashes[again], group[again]
+            found[n] = _Repeats(start, owner, group)
+    return found
 
 
 def _spans(batch: Batch, positions: np.ndarray, n: int) -> np.ndarray:
@@ -77,28 +103,28 @@ def _spans(batch: Batch, positions: np.ndarray, n: int) -> np.ndarray:
 
 def top_ngram(batch: Batch, n: int) -> np.ndarray:
     """Share of characters that the most frequent n-gram of each document covers."""
-    hashes, owner, positions = _ngrams(batch, n)
+    repeats = _repeats(batch, n)
     covered = np.zeros(len(batch))
-    if len(hashes):
-        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-        chars = counts * _spans(batch, positions[first], n) * (counts > 1)
-        np.maximum.at(covered, owner[first], chars)
+    if len(repeats.start_R):
+        _, first, counts = np.unique(repeats.group_R, return_index=True, return_counts=True)
+        chars = counts * _spans(batch, repeats.start_R[first], n)
+        np.maximum.at(covered, repeats.owner_R[first], chars)
     return ratio(covered, [len(text) for text in batch.texts])
 
 
 def repeated_ngrams(batch: Batch, n: int) -> np.ndarray:
     """Share of characters inside n-grams that occurred before, overlaps counted once."""
-    hashes, _owner, positions = _ngrams(batch, n)
+    repeats = _repeats(batch, n)
     covered = np.zeros(len(batch))
-    if len(hashes):
-        _, first = np.unique(hashes, return_index=True)
-        again = np.ones(len(hashes), dtype=bool)
+    if len(repeats.start_R):
+        _, first = np.unique(repeats.group_R, return_index=True)
+        again = np.ones(len(repeats.start_R), dtype=bool)
         again[first] = False
         if again.any():
             ids, lengths, starts = batch.word_ids
             change = np.zeros(len(ids) + 1, dtype=np.int64)
-            np.add.at(change, positions[again], 1)
-            np.add.at(change, positions[again] + n, -1)
+            np.add.at(change, repeats.start_R[again], 1)
+            np.add.at(change, repeats.start_R[again] + n, -1)
             inside = np.cumsum(change[:-1]) > 0
             owners = np.repeat(np.arange(len(batch)), np.diff(starts))
             covered = np.bincount(owners[inside], lengths[inside] + 1, minlength=len(batch)).astype(

@@ -13,6 +13,7 @@ from pocketphi.corpus.rules.batch import Batch, ratio
 
 _EMAIL = re.compile(r"\b[A-Za-z0-9][A-Za-z0-9._%+\-]{0,63}@(?:[A-Za-z0-9\-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
 _IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]|-\d)")
+_DOTTED = re.compile(r"\.\d{1,3}\.\d")
 _PHONE = re.compile(
     r"(?<![\w.\-/])(?:\+\d{1,3}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{2,4}(?:[ .\-]\d{2,4}){2,4}"
     r"|\(\d{3}\) ?\d{3}[ .\-]\d{4}|\d{3}-\d{3}-\d{4})(?![\w\-/])"
@@ -21,6 +22,7 @@ _KEY = re.compile(
     r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_\-]{32,}|xox[abprs]-[A-Za-z0-9\-]{20,}"
     r"|AIza[0-9A-Za-z_\-]{35}|eyJ[A-Za-z0-9_\-]{15,}\.eyJ[A-Za-z0-9_\-]{15,}\.[A-Za-z0-9_\-]{10,})"
 )
+_KEY_MARKS = ("AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "sk-", "xox", "AIza", "eyJ")
 _KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z]+ ){0,4}PRIVATE KEY-----")
 _KEY_END = re.compile(r"-----END (?:[A-Z]+ ){0,4}PRIVATE KEY-----")
 _MAX_KEY_CHARS = 20_000
@@ -37,8 +39,12 @@ def replace_personal_data(document: Document) -> None:
         text, counts["email"] = _substitute(_EMAIL, _mail, text)
     if "-" in text or "+" in text:
         text, counts["phone"] = _substitute(_PHONE, _phone, text)
-    text, counts["ip"] = _substitute(_IPV4, _address, text)
-    text, counts["key"] = _KEY.subn(KEY, text)
+    # Plain searches first: few texts hold anything that these patterns could match.
+    if _DOTTED.search(text):
+        text, counts["ip"] = _substitute(_IPV4, _address, text)
+    counts["key"] = 0
+    if any(mark in text for mark in _KEY_MARKS):
+        text, counts["key"] = _KEY.subn(KEY, text)
     if "PRIVATE KEY-----" in text:
         text, number = _replace_private_keys(text)
         counts["key"] += number
@@ -108,6 +114,8 @@ _UNSAFE = {
     "jihad behead genocide",
 }
 _WEIGHTS = {word: weight for weight, words in _UNSAFE.items() for word in words.split()}
+# Shortest words that every other one contains: a text without them needs no look at each of its words.
+_UNSAFE_PARTS = [word for word in _WEIGHTS if not any(other in word for other in _WEIGHTS if other != word)]
 _UNSAFE_WORD = re.compile(
     r"\b(?:" + "|".join(sorted(map(re.escape, _WEIGHTS), key=len, reverse=True)) + r")\b"
 )
@@ -116,5 +124,10 @@ _UNSAFE_WORD = re.compile(
 @rule("unsafe_per_100_words", max=2.0, curated=True)
 def unsafe_per_100_words(batch: Batch) -> np.ndarray:
     """Weighted sexual, hateful and abusive words per 100 words."""
-    sums = [sum(_WEIGHTS[word] for word in _UNSAFE_WORD.findall(text)) for text in batch.lowered]
+    sums = [
+        sum(_WEIGHTS[word] for word in _UNSAFE_WORD.findall(text))
+        if any(part in text for part in _UNSAFE_PARTS)
+        else 0.0
+        for text in batch.lowered
+    ]
     return ratio([100 * total for total in sums], np.maximum(batch.num_words, 50))

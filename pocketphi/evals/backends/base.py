@@ -71,12 +71,6 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
-def log_probability(logits_V: np.ndarray, token: int) -> tuple[float, bool]:
-    """Return log softmax(logits)[token], and whether the token is the likeliest."""
-    logprobs, top = log_probabilities(logits_V[None], [token])
-    return float(logprobs[0]), bool(top[0])
-
-
 def log_probabilities(logits_TV: np.ndarray, targets_T: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Row-wise log softmax at the targets, float64 [T], and whether each is the likeliest, bool [T].
 

@@ -1,8 +1,9 @@
 """Scoring on the engine: the shipped file, in the runtime that ships.
 
-The few-shot text of a group is computed once and its cache kept; a question's context is computed
-once for all its options. The engine promises that a token's logits depend only on the tokens before
-it, not on how they were cut into calls, so this changes time and not scores.
+What a request shares with the one before it is not computed again: the few-shot text of a group, a
+question's context for all its options, the words with which two options begin. The engine promises that a
+token's logits depend only on the tokens before it, not on how they were cut into calls, so this changes
+time and not scores.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from pocketphi import engine
 from pocketphi.core.errors import EngineError
 from pocketphi.engine.backend import Session
-from pocketphi.engine.session import rope_set_for
+from pocketphi.engine.session import common_prefix, rope_set_for
 from pocketphi.evals.backends import model_file_sha256
 from pocketphi.evals.backends.base import (
     Messages,
@@ -24,7 +25,6 @@ from pocketphi.evals.backends.base import (
     Reply,
     fit_prompt,
     log_probabilities,
-    log_probability,
     prompt_ids,
     start_tokens,
 )
@@ -47,7 +47,8 @@ class EngineScorer:
         self.max_tokens = self._engine.context_length
         self.start_ids, self.start_rule = start_tokens(self.tokenizer, config.start_token)
         self._session: Session | None = None
-        self._shared: tuple[int, ...] = ()
+        # The tokens whose keys and values the session holds.
+        self._cached: tuple[int, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         found = self._engine.describe()
@@ -97,10 +98,10 @@ class EngineScorer:
             # Room to spare, so that a slightly longer question does not cost the cached shots.
             capacity = min(self.max_tokens, max(512, num_tokens + num_tokens // 2))
             self._session = self._engine.backend.new_session(capacity, wanted)
-            self._shared = ()
+            self._cached = ()
         elif self._session.rope_set != wanted:
             self._session.reset(wanted)
-            self._shared = ()
+            self._cached = ()
         return self._session
 
     def _reusing(self, request: Request) -> list[OptionScore]:
@@ -112,27 +113,42 @@ class EngineScorer:
             )
         backend = self._engine.backend
         session = self._open(len(context) + longest - 1)
-        shared = context[: request.shared]
-        if not shared or shared != self._shared:
-            session.truncate(0)
-            self._shared = ()
-            if shared:
-                backend.forward(session, list(shared), "none")
-                self._shared = shared
-        else:
-            session.truncate(len(shared))
-        first_TV = _rows(backend.forward(session, list(context[len(shared) :]), "last"))
+        # The shots, a passage asked about twice, the half of a sentence before its blank: whatever the
+        # last request left. The context's last token is computed anyway, for its logits.
+        kept = min(common_prefix(self._cached, context), len(context) - 1)
+        session.truncate(kept)
+        # Should what follows fail, nothing beyond this is taken for granted.
+        self._cached = context[:kept]
+        ends = [_End(_rows(backend.forward(session, list(context[kept:]), "last"))[0])]
         scores = []
+        read: tuple[int, ...] = ()
         for option in request.options:
-            total, greedy = log_probability(first_TV[-1], option[0])
-            if len(option) > 1:
-                logits_TV = _rows(backend.forward(session, list(option[:-1]), "all"))
-                more, top = log_probabilities(logits_TV, option[1:])
-                total += float(more.sum())
-                greedy = greedy and bool(top.all())
-                session.truncate(len(context))
-            scores.append(OptionScore(total, greedy))
+            same = common_prefix(read, option[:-1])
+            session.truncate(len(context) + same)
+            del ends[same + 1 :]
+            if more := list(option[same:-1]):
+                ends += [_End(row_V) for row_V in _rows(backend.forward(session, more, "all"))]
+            read = option[:-1]
+            found = [end.log_probability(token) for end, token in zip(ends, option)]
+            scores.append(OptionScore(sum(p for p, _ in found), all(top for _, top in found)))
+        self._cached = (*context, *read)
         return scores
+
+
+class _End:
+    """The logits after some token, for every option that goes on from there."""
+
+    def __init__(self, logits_V: np.ndarray) -> None:
+        self._logits_V = logits_V
+        best = int(logits_V.argmax())
+        self._top = float(logits_V[best])
+        # log P = logit - norm, whichever token it is asked of.
+        self._norm = self._top - float(log_probabilities(logits_V[None], [best])[0][0])
+
+    def log_probability(self, token: int) -> tuple[float, bool]:
+        """log P(token), and whether it is (one of) the likeliest."""
+        logit = float(self._logits_V[token])
+        return logit - self._norm, logit >= self._top
 
 
 def _rows(logits_TV: np.ndarray | None) -> np.ndarray:

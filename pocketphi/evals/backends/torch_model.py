@@ -36,6 +36,9 @@ from pocketphi.model.generation import stream
 # Rows of logits held at a time: 256 rows of 32k float32 logits are 33 MB, of 200k 205 MB.
 _ROWS = 256
 
+# The tokens of one sequence of a batch.
+Row = tuple[int, ...]
+
 
 class TorchScorer:
     """A Hugging Face folder as a `Scorer`. On a GPU when there is one, else float32 on the CPU."""
@@ -68,16 +71,18 @@ class TorchScorer:
     def score(self, requests: Iterable[Request]) -> Iterator[list[OptionScore]]:
         waiting = iter(requests)
         while batch := list(islice(waiting, self._batch)):
-            rows = [(r.context, option) for r in batch for option in r.options]
+            rows: list[Row] = []
+            places: list[list[int]] = []
             for request in batch:
                 longest = max(len(o) for o in request.options)
                 if len(request.context) + longest - 1 > self.max_tokens:
                     raise EngineError(
                         f"an option of {longest} tokens does not fit the context of {self.max_tokens} tokens"
                     )
-            scores = iter(self._score_rows(rows))
-            for request in batch:
-                yield [next(scores) for _ in request.options]
+                places.append(_place(request, rows))
+            hidden_BTD = self._hidden(rows)
+            for request, found in zip(batch, places):
+                yield [self._read(hidden_BTD[b], request.context, o) for b, o in zip(found, request.options)]
 
     @torch.inference_mode()
     def rolling(self, ids: Sequence[int]) -> np.ndarray:
@@ -108,27 +113,25 @@ class TorchScorer:
         del self._model
 
     @torch.inference_mode()
-    def _score_rows(self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[OptionScore]:
-        width = max(len(c) + len(o) - 1 for c, o in rows)
-        padded = [[*c, *o[:-1]] + [0] * (width - len(c) - len(o) + 1) for c, o in rows]
-        hidden_BTD = self._model.hidden(self._ids(padded), document_ids_BT=self._documents(rows, width))
-        found = []
-        for b, (context, option) in enumerate(rows):
-            end = len(context) + len(option) - 1
-            logprobs, top = self._log_probabilities(hidden_BTD[b, len(context) - 1 : end], option)
-            found.append(OptionScore(float(logprobs.sum()), bool(top.all())))
-        return found
+    def _hidden(self, rows: list[Row]) -> torch.Tensor:
+        width = max(len(r) for r in rows)
+        padded = [[*r, *[0] * (width - len(r))] for r in rows]
+        return self._model.hidden(self._ids(padded), document_ids_BT=self._documents(rows, width))
 
-    def _documents(
-        self, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], width: int
-    ) -> torch.Tensor | None:
+    @torch.inference_mode()
+    def _read(self, hidden_TD: torch.Tensor, context: Row, option: Row) -> OptionScore:
+        start = len(context) - 1
+        logprobs, top = self._log_probabilities(hidden_TD[start : start + len(option)], option)
+        return OptionScore(float(logprobs.sum()), bool(top.all()))
+
+    def _documents(self, rows: list[Row], width: int) -> torch.Tensor | None:
         """Document ids that set the padding apart, where a longer neighbour would change the rotation.
 
         LongRoPE picks its factors by length. Without this, a short row of a batch would be rotated
         as its longest neighbour is, and its score would depend on who else is in the batch.
         """
         limit = self._model.config.original_max_position_embeddings or 0
-        lengths = [len(c) + len(o) - 1 for c, o in rows]
+        lengths = [len(r) for r in rows]
         if not self._model.config.rope_scaling or width <= limit or min(lengths) > limit:
             return None
         return torch.tensor([[0] * n + [1] * (width - n) for n in lengths], device=self._device)
@@ -153,3 +156,22 @@ class TorchScorer:
 
     def _ids(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.long, device=self._device)
+
+
+def _place(request: Request, rows: list[Row]) -> list[int]:
+    """Add the rows that a request needs; return, option by option, the row it is read from.
+
+    An option of one token is read where its context ends, so that the letters of a question share one
+    row. It is never read from a row of a longer option: LongRoPE may rotate that one otherwise.
+    """
+    found, alone = [], -1
+    for option in request.options:
+        if len(option) > 1:
+            found.append(len(rows))
+            rows.append((*request.context, *option[:-1]))
+            continue
+        if alone < 0:
+            alone = len(rows)
+            rows.append(request.context)
+        found.append(alone)
+    return found

@@ -326,7 +326,7 @@ _choice(
     hub="allenai/openbookqa:main", shots_file="openbookqa.train", metric="accuracy_norm", lm_eval="openbookqa v1.0",
 )  # fmt: skip
 _choice(
-    "boolq", "BoolQ", "boolq.validation", _QCG, _boolq, f"{_OLMO}, CC-BY-SA-3.0", hub="google/boolq",
+    "boolq", "BoolQ", "boolq.validation", _QCG, _boolq, f"{_OLMO}, CC-BY-SA-3.0", hub="aps/super_glue:boolq",
     shots_file="boolq.train", lm_eval="boolq v2.0",
 )  # fmt: skip
 _choice(
