@@ -26,6 +26,7 @@ from typing import Any
 
 from pocketphi import evals
 from pocketphi.evals import data as benchmark_data
+from pocketphi.evals import published
 from pocketphi.evals.loading import load_task
 from pocketphi.evals.task import parse_task, pick
 
@@ -94,6 +95,12 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--subjects", type=int, default=4, help="MMLU subjects")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--published",
+        nargs="*",
+        default=["SmolLM2-135M", "SmolLM2-135M-Instruct"],
+        help="columns to print beside",
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     options.limit = options.limit or None
@@ -147,11 +154,16 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
             ours = [json.loads(line) for line in found.file("items.jsonl").read_text().splitlines()]
             # `task_s` leaves out loading the model, as the judge's time does.
             seconds = found.manifest["timings"][f"{task.label}_s"]
+            (entry,) = json.loads(found.file("results.json").read_text())["tasks"]
             by_id = by_backend[label] = {(o["group"], o["id"]): o for o in ours}
             assert len(by_id) == len(theirs), (len(by_id), len(theirs))
             figures = differences(ours, theirs, name)
             if label == "torch":
                 result.update(figures)
+                result.update({k: round(entry[k], 4) for k in ("value", "stderr")}, metric=entry["metric"])
+                for cell in published.cells(entry, options.published):
+                    words = f" ({cell.remark})" if cell.remark else ""
+                    result[f"published {cell.model}"] = f"{cell.score:g}%{words}"
             else:
                 result.update({f"engine_{k}": v for k, v in figures.items()})
             result[f"{label}_s"] = round(seconds, 1)

@@ -23,7 +23,8 @@ class EvalConfig:
     texts: local text files whose bits per byte are measured beside the shards' held-out documents.
     limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
     num_long_items: prompts of each long-context task, where `limit` does not say less.
-    max_heldout_tokens: bits per byte is measured on whole documents until this many tokens.
+    max_heldout_tokens: bits per byte is measured on whole documents until this many tokens of each split
+        or text; None takes what the suite says, or 100,000.
     max_context_tokens: cut the model's context to this; None takes the model's own.
     max_new_tokens: most tokens of a generated answer, where the task does not say less.
     batch_size: requests that the torch back end scores in one pass; scores do not depend on it.
@@ -49,7 +50,7 @@ class EvalConfig:
     texts: list[Path] = field(default_factory=list)
     limit: int | None = None
     num_long_items: int = 20
-    max_heldout_tokens: int = 100_000
+    max_heldout_tokens: int | None = None
     max_context_tokens: int | None = None
     max_new_tokens: int = 512
     batch_size: int = 8
@@ -70,7 +71,6 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "max_heldout_tokens",
             "num_long_items",
             "max_new_tokens",
             "batch_size",
@@ -79,7 +79,7 @@ class EvalConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("limit", "max_context_tokens", "num_threads"):
+        for name in ("limit", "max_heldout_tokens", "max_context_tokens", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1 or null, found {value}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import string
+import textwrap
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -73,6 +74,14 @@ def letter(text: str, count: int) -> str | None:
     return bracketed.pop() if len(bracketed) == 1 else None
 
 
+# Units in plain words after a value; the list follows what other graders of MATH leave out.
+_UNITS = re.compile(
+    r"(?<=[\w)}$])\s+(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
+    r"(?:units?|inch(?:es)?|in\.|feet|foot|ft|yards?|miles?|mph|[ckm]?m|(?:centi|milli|kilo)?met(?:er|re)s?"
+    r"|degrees?|dollars?|cents?|hours?|minutes?|seconds?|days?|weeks?|months?|years?|points?)\.?$"
+)
+
+
 def boxed(text: str) -> str | None:
     r"""Content of the last \boxed{...} or \fbox{...}, with balanced braces; None when there is none."""
     starts = [m.end() for m in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
@@ -121,7 +130,8 @@ def normal_math(text: str) -> str:
         ("%", ""), ("\u2212", "-"), ("\\cdot", "*"), ("\\times", "*"),
     ):  # fmt: skip
         text = text.replace(old, new)
-    # Units at the end ("5 \text{ cm}"); a text that is the whole answer ("\text{Monday}") stays.
+    # Units at the end ("24\pi square inches", "5 \text{ cm}"); a text that is the whole answer ("\text{Monday}") stays.
+    text = _UNITS.sub("", text.strip()).strip().strip("$").strip()
     text = re.sub(r"(?<=\S)\s*\\(?:text|mbox|mathrm)\{\s*[^}]*\}(?:\^\{?[23]\}?)?$", "", text)
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\{\s*([^}]*?)\s*\}", r"\1", text)
     text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
@@ -146,19 +156,23 @@ def _value(text: str) -> Fraction | None:
 
 
 def stated(text: str) -> str | None:
-    """What follows the first "the answer is", up to the end of its line, without a final stop."""
+    """What follows the first "the answer is", up to the end of its line, without a final stop.
+
+    A line that says it twice ("The answer is: the answer is (A)") means the last one.
+    """
     found = re.search(r"answer\s+is:?\s*(.+)", text, re.IGNORECASE)
     if not found:
         return None
-    answer = found.group(1).strip().strip("*").strip()
+    answer = re.split(r"answer\s+is:?", found.group(1), flags=re.IGNORECASE)[-1]
+    answer = answer.strip().strip("*").strip()
     return re.sub(r"\.\s*$", "", answer).strip() or None
 
 
 def same_bbh(answer: str, target: str) -> bool:
-    """Whether a stated answer is the target: letters with or without brackets, words in any case."""
+    """Whether a stated answer is the target: "(A)", "A", "[A]" or "Option (A)"; words in any case."""
     a, b = answer.strip().strip("\"'").lower(), target.strip().lower()
     if re.fullmatch(r"\([a-z]\)", b):
-        found = re.match(r"\(?([a-z])(?:\)|\.|:|\s*$|\s*,)", a)
+        found = re.match(r"(?:option\s+)?[(\[]?([a-z])(?:[)\].:]|\s*$|\s*,)", a)
         return found is not None and found.group(1) == b[1]
     return re.sub(r"\s+", " ", a) == re.sub(r"\s+", " ", b)
 
@@ -195,6 +209,29 @@ def program(text: str) -> str | None:
     if re.match(r"\s+\S|def |class |import |from |@|return\b", first):
         return before
     return code_block(text)
+
+
+def top_level(text: str) -> str:
+    """A program that starts at the margin: common indentation goes, and a first line that alone is set in.
+
+    Vocabularies with a leading space make replies begin " def f():" over a body of four spaces.
+    """
+    lines = textwrap.dedent(text.strip("\n")).split("\n")
+    if re.match(r"\s+(?:def|class|import|from|@)", lines[0]):
+        lines[0] = lines[0].lstrip()
+    return "\n".join(lines)
+
+
+def without_afterwords(text: str, name: str) -> str:
+    """A text up to where prose or calls at the margin follow the function `name`."""
+    lines = text.split("\n")
+    start = next((i for i, line in enumerate(lines) if re.match(rf"def\s+{re.escape(name)}\b", line)), None)
+    if start is None:
+        return text
+    for i in range(start + 1, len(lines)):
+        if re.match(r"\S", lines[i]) and not re.match(r"(?:def|class|import|from)\s|@|#|\)", lines[i]):
+            return "\n".join(lines[:i]) + "\n"
+    return text
 
 
 def rating(text: str, lowest: float = 1, highest: float = 10) -> float | None:

@@ -40,7 +40,7 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
     without: list[str] = []
     for task in selection.tasks:
         if task.kind == "bits":
-            read_tokens += config.max_heldout_tokens * max(1, len(config.texts))
+            read_tokens += selection.heldout_tokens * max(1, len(config.texts))
             continue
         if task.kind == "long":
             count = min(config.num_long_items, selection.limit or config.num_long_items)
@@ -52,7 +52,7 @@ def plan(config: EvalConfig, inputs_plan: Mapping[str, Any]) -> dict[str, Any]:
         try:
             from pocketphi.evals.loading import load_task
 
-            each = load_task(config, task, selection.limit)
+            each = load_task(config, task, selection.limit_of(task))
         except DataError:
             without.append(task.label)
             continue

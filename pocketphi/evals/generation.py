@@ -32,7 +32,8 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
     limit = min(task.max_new_tokens, config.max_new_tokens)
     with progress.bar(label, len(order), unit="items", done=len(order) - len(todo)) as shown:
         texts = (full_prompt(each, each.items[i]) for i in todo)
-        replies = scorer.complete(texts, chat=config.chat, max_new_tokens=limit, stop=task.stop)
+        stop = task.chat_stop if config.chat and task.chat_stop is not None else task.stop
+        replies = scorer.complete(texts, chat=config.chat, max_new_tokens=limit, stop=stop)
         for index, reply in zip(todo, replies):
             prompt: Prompt = each.items[index]
             verdict = task.score(reply.text, prompt)

@@ -74,7 +74,7 @@ def run(
             scored: list[tuple[Loaded, dict[str, Any], list[dict[str, Any]]]] = []
             for each in loaded:
                 started = time.monotonic()
-                found = _run_task(config, each, scorer, journal, opened, judge)
+                found = _run_task(config, selection, each, scorer, journal, opened, judge)
                 if not found:
                     skipped.append({"task": each.task.label, "reason": "; ".join(each.notes)})
                     continue
@@ -190,7 +190,7 @@ def _load_tasks(
             skipped.append({"task": task.label, "reason": "no judge was named (judge_url, judge_model)"})
             continue
         try:
-            loaded.append(load_task(config, task, selection.limit))
+            loaded.append(load_task(config, task, selection.limit_of(task)))
         except MissingData as error:
             # A suite takes what is there and says what is not; changed columns are never passed over.
             if selection.strict:
@@ -207,6 +207,7 @@ def _load_tasks(
 
 def _run_task(
     config: EvalConfig,
+    selection: Selection,
     each: Loaded,
     scorer: Scorer,
     journal: Journal,
@@ -214,7 +215,7 @@ def _run_task(
     judge: Judge | None,
 ) -> list[dict[str, Any]]:
     if each.task.kind == "bits":
-        return _run_bits(config, each, scorer, journal, opened.get("shards"))
+        return _run_bits(config, selection.heldout_tokens, each, scorer, journal, opened.get("shards"))
     if each.task.kind == "long":
         if (each.task.length or 0) > scorer.max_tokens:
             each.notes.append(f"{each.task.length} tokens are more than the model's {scorer.max_tokens}")
@@ -233,7 +234,12 @@ def _run_task(
 
 
 def _run_bits(
-    config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal, shards: Artifact | None
+    config: EvalConfig,
+    most_tokens: int,
+    each: Loaded,
+    scorer: Scorer,
+    journal: Journal,
+    shards: Artifact | None,
 ) -> list[dict[str, Any]]:
     label, found = each.task.label, []
     sources: list[tuple[str, Iterator[tuple[str, str]]]] = []
@@ -255,7 +261,7 @@ def _run_bits(
                 found.append(record)
                 counted += record["num_tokens"]
                 shown.advance(record["num_tokens"])
-                if counted >= config.max_heldout_tokens:
+                if counted >= most_tokens:
                     break
     return found
 

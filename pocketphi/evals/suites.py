@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,19 +14,33 @@ from pocketphi.core.errors import ConfigError, did_you_mean
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.task import Task, parse_task
 
+HELDOUT_TOKENS = 100_000
+
 
 @dataclass(frozen=True)
 class Selection:
-    """The tasks to run. `strict`: a task whose data is missing is an error, not a counted skip."""
+    """The tasks to run, and the most items of each.
+
+    limits: of single tasks, by name, where the suite says less than `limit`. heldout_tokens: of each split
+    or text, for bits per byte. strict: a task whose data is missing is an error, not a counted skip.
+    """
 
     name: str
     tasks: tuple[Task, ...]
     limit: int | None
     strict: bool
+    limits: Mapping[str, int] = field(default_factory=dict)
+    heldout_tokens: int = HELDOUT_TOKENS
+
+    def limit_of(self, task: Task) -> int | None:
+        """Most items of a task; None takes all."""
+        return self.limits.get(task.name, self.limit)
 
 
 def select(config: EvalConfig) -> Selection:
     """Return the tasks that a configuration asks for. ConfigError names the nearest known suite."""
+    limits: Mapping[str, int] = {}
+    heldout_tokens = HELDOUT_TOKENS
     if config.tasks:
         tasks, name, limit = config.tasks, "custom", config.limit
     else:
@@ -34,13 +49,23 @@ def select(config: EvalConfig) -> Selection:
             raise ConfigError(f"unknown suite '{config.suite}'{did_you_mean(config.suite, known)}")
         suite = known[config.suite]
         tasks, name = suite["tasks"], config.suite
-        limit = config.limit if config.limit is not None else suite.get("limit")
+        heldout_tokens = suite.get("heldout_tokens", heldout_tokens)
+        limit = config.limit
+        if limit is None:
+            limit, limits = suite.get("limit"), suite.get("limits", {})
     parsed = tuple(parse_task(t) for t in tasks)
     labels = [t.label for t in parsed]
     twice = next((x for x in labels if labels.count(x) > 1), None)
     if twice is not None:
         raise ConfigError(f"task '{twice}' is named twice")
-    return Selection(name, parsed, limit, strict=bool(config.tasks))
+    return Selection(
+        name,
+        parsed,
+        limit,
+        strict=bool(config.tasks),
+        limits=limits,
+        heldout_tokens=config.max_heldout_tokens or heldout_tokens,
+    )
 
 
 @cache

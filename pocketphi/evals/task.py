@@ -84,6 +84,7 @@ class Task:
     `file`, the rows shown as shots are taken out of what is scored.
     shot_ids: items that are the shots by definition, instead of a draw.
     length: tokens that a long-context prompt fills together with its answer.
+    stop: strings that end a written answer; chat_stop: those in a conversation, where they are others.
     metric: which figure is the task's `value`. source: where the rows come from and their licence.
     hub: data set id on the Hugging Face hub (evals/hub.py fetches its rows). gated: why its rows may be
     missing though the data set is public, and what to do.
@@ -106,6 +107,7 @@ class Task:
     heading: Callable[[str], str] | None = None
     score: Callable[[str, Prompt], Verdict] | None = None
     stop: tuple[str, ...] = ()
+    chat_stop: tuple[str, ...] | None = None
     max_new_tokens: int = 256
     prefix_file: str | None = None
     lm_eval: str = ""

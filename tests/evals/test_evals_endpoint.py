@@ -256,6 +256,34 @@ def test_wrong_data_is_named(tiny: Path, data: Path, tmp_path: Path) -> None:
         )
 
 
+def test_a_program_in_a_conversation_is_not_cut(tmp_path: Path, scripted) -> None:
+    """In a conversation the program comes after a fence or an explanation, where plain text would stop."""
+    row = {
+        "task_id": "t/0", "prompt": "def total(xs):\n    \"\"\"Sum.\"\"\"\n", "entry_point": "total",
+        "test": "def check(f):\n    assert f([1, 2]) == 3\n", "canonical_solution": "    return sum(xs)\n",
+    }  # fmt: skip
+    (tmp_path / "humaneval.test.jsonl").write_text(json.dumps(row) + "\n")
+    whole = "Sure:\n```python\nimport math\n\ndef total(xs):\n    return sum(xs)\n```\nIt adds."
+
+    def answer(path, body):
+        text = (
+            whole
+            if path.endswith("/chat/completions")
+            else "    return sum(xs)\n\ndef other():\n    return 1 +"
+        )
+        places = [text.find(s) for s in body.get("stop", []) if s in text]
+        text = text[: min(places)] if places else text
+        key = {"message": {"content": text}} if path.endswith("/chat/completions") else {"text": text}
+        return 200, {"choices": [{**key, "finish_reason": "stop"}]}
+
+    server = scripted(answer)
+    for chat in (True, False):
+        config = EvalConfig(tasks=["humaneval"], data_dir=tmp_path, chat=chat)
+        evals.run(config, {"model": f"{server.url}#m"}, out=tmp_path / f"e{chat}")
+        (record,) = records(tmp_path / f"e{chat}")
+        assert record["correct"] == 1, (chat, record["note"], record["answer"])
+
+
 def test_chat_without_a_template_is_refused(tiny: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
     from pocketphi.tokenizer import Tokenizer
 

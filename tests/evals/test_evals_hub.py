@@ -203,6 +203,15 @@ def test_gated_rows_are_named_with_what_to_do(hub: type[Hub], tiny: Path, tmp_pa
     with pytest.raises(MissingData) as caught:
         load_task(config, parse_task("gpqa"), None)
     assert "401" in caught.value.message and "accept their terms" in (caught.value.hint or "")
+    (tmp_path / "data").mkdir(exist_ok=True)
+    for asked in (True, False):
+        report = EvalConfig(suite="phi3-report", data_dir=tmp_path / "data", hub=asked, tasks=["gpqa"])
+        with pytest.raises(MissingData) as caught:
+            evals.run(report, {"model": tiny}, out=tmp_path / "e")
+        assert "accept their terms" in (caught.value.hint or "")
+    whole = EvalConfig(suite="phi3-report", data_dir=tmp_path / "data")
+    with pytest.raises(DataError, match=r"gpqa.*no data: gpqa_main.*accept their terms"):
+        evals.run(whole, {"model": tiny}, out=tmp_path / "e")
     hub.gated = False
     each = load_task(config, parse_task("gpqa"), None)
     assert len(each.items) == 3 and len(each.shots[""]) == 2

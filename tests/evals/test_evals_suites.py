@@ -105,3 +105,24 @@ def test_the_report_suite_is_forecast(shared_data: Path) -> None:
     assert "tasks_without_data" not in plan
     smaller = forecast.plan(config, {"model_name": "nano"})
     assert smaller["cpu_hours"] < plan["cpu_hours"] / 100
+
+
+def test_the_quick_suite_is_quick(shared_data: Path) -> None:
+    """The forecast reckons 3.6 bytes a token; SmolLM2's own are 24,600, which it reads in 103 seconds of one
+    core (evaluation in docs/experiments.md)."""
+    from pocketphi.evals import forecast
+
+    config = EvalConfig(suite="quick", data_dir=shared_data / "benchmarks")
+    plan = forecast.plan(config, {"parameters": 135_000_000})
+    assert plan["tokens_written"] == 0
+    assert 15_000 < plan["tokens_read"] < 45_000, "house, five tasks of 50 or 100 items, 2000 of a text"
+
+
+def test_limits_of_single_tasks_give_way_to_a_limit_asked_for() -> None:
+    sciq, piqa = parse_task("sciq"), parse_task("piqa")
+    quick = suites.select(EvalConfig(suite="quick"))
+    assert (quick.limit_of(sciq), quick.limit_of(piqa), quick.heldout_tokens) == (50, 100, 2000)
+    asked = suites.select(EvalConfig(suite="quick", limit=7, max_heldout_tokens=9))
+    assert (asked.limit_of(sciq), asked.limit_of(piqa), asked.heldout_tokens) == (7, 7, 9)
+    pocket = suites.select(EvalConfig(suite="pocket"))
+    assert (pocket.limit_of(sciq), pocket.heldout_tokens) == (None, suites.HELDOUT_TOKENS)

@@ -106,13 +106,18 @@ def _humaneval(row: Row, number: int) -> Prompt:
 
 
 def humaneval_program(text: str, prompt: Prompt) -> str:
-    """The program to run: a fenced block if there is one, else the prompt continued by the text."""
+    """The program to run: a fenced block if there is one, else the prompt continued by the text.
+
+    A block or a reply may repeat the whole function instead; imports of the prompt are kept then.
+    """
+    name = prompt.meta["entry_point"]
     block = extract.program(text)
-    if block is not None:
-        # A block may repeat the whole function or only its body; imports of the prompt are kept.
-        whole = re.search(rf"^\s*def\s+{re.escape(prompt.meta['entry_point'])}\b", block, re.MULTILINE)
-        return f"{_imports(prompt.prompt)}\n{block}" if whole else prompt.prompt + block
-    return prompt.prompt + text
+    whole = extract.top_level(text if block is None else block)
+    if re.search(rf"^def\s+{re.escape(name)}\b", whole, re.MULTILINE):
+        if block is None:
+            whole = extract.without_afterwords(whole, name)
+        return f"{_imports(prompt.prompt)}\n{whole}"
+    return prompt.prompt + (text if block is None else block)
 
 
 def _imports(text: str) -> str:
@@ -141,7 +146,7 @@ def _mbpp(row: Row, number: int) -> Prompt | None:
 
 
 def _mbpp_score(text: str, prompt: Prompt) -> Verdict:
-    return _run(extract.program(text) or text.partition("[DONE]")[0], prompt)
+    return _run(extract.top_level(extract.program(text) or text.partition("[DONE]")[0]), prompt)
 
 
 def _run(program: str, prompt: Prompt) -> Verdict:
@@ -203,15 +208,15 @@ _generate(
 )  # fmt: skip
 _generate(
     "math", "MATH", "math.test", ("problem", "solution"), source="Hendrycks et al., MIT",
-    hub="EleutherAI/hendrycks_math", read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
+    hub="EleutherAI/hendrycks_math", version=2, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
 )  # fmt: skip
 _generate(
     "math500", "MATH-500", "math500.test", ("problem", "solution"), source="Hendrycks et al., MIT",
-    hub="HuggingFaceH4/MATH-500", read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
+    hub="HuggingFaceH4/MATH-500", version=2, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
 )  # fmt: skip
 _generate(
     "bbh", "BIG-Bench-Hard, chain of thought", "bbh.test", ("task", "input", "target"), source="suzgunmirac, MIT",
-    hub="lukaemon/bbh", read=_bbh, score=_bbh_score, prefix_file="bbh_cot_prompts", shots=3,
+    hub="lukaemon/bbh", version=2, read=_bbh, score=_bbh_score, prefix_file="bbh_cot_prompts", shots=3,
     stop=("\n\nQ:", "\nQ:"), max_new_tokens=512, lm_eval="bbh_cot_fewshot v4.0",
 )  # fmt: skip
 _generate(
@@ -228,12 +233,14 @@ _generate(
 _generate(
     "humaneval", "HumanEval", "humaneval.test", ("task_id", "prompt", "entry_point", "test", "canonical_solution"),
     source="OpenAI, MIT", hub="openai/openai_humaneval", read=_humaneval, score=_humaneval_score,
-    version=2, metric="pass_at_1", stop=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"), max_new_tokens=384,
+    version=3, metric="pass_at_1", stop=("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@"),
+    # A reply in a conversation opens a fence or an explanation: these would cut it before the program.
+    chat_stop=(), max_new_tokens=384,
 )  # fmt: skip
 _generate(
     "mbpp", "MBPP", "mbpp.all", ("text", "code", "task_id", "test_list", "test_setup_code"),
     source="Google Research, CC-BY-4.0", hub="google-research-datasets/mbpp", read=_mbpp, score=_mbpp_score,
-    version=2, metric="pass_at_1", shots_file="mbpp.all", shots=3, shot_ids=tuple(str(i) for i in MBPP_SHOTS), stop=("[DONE]",), max_new_tokens=320,
+    version=3, metric="pass_at_1", shots_file="mbpp.all", shots=3, shot_ids=tuple(str(i) for i in MBPP_SHOTS), stop=("[DONE]",), max_new_tokens=320,
 )  # fmt: skip
 _generate(
     "gpqa", "GPQA main, chain of thought", "gpqa_main.test", ("Question", "Correct Answer", "Incorrect Answer 1",
