@@ -148,6 +148,14 @@ def test_a_pointer_to_another_article_ends_only_the_end() -> None:
     middle = extract(article(pointer + f"<p>{WORDS * 2}</p>")).text
     assert "Lesen" not in middle and middle.count(WORDS.strip()) == 8
     assert "newsletter" not in extract(article("<p>Sign up <a href=/n>here</a> for our newsletter!</p>")).text
+    # The same words in a lesson are the lesson.
+    for text in (
+        "Clients subscribe to a channel and get its updates.",
+        "Follow the steps on page 3.",
+        "Copyright protects works, not ideas.",
+        "(c) the third answer",
+    ):
+        assert text in extract(article(f"<p>{text}</p>")).text
 
 
 def test_names_of_layouts_do_not_hide_the_article() -> None:

@@ -21,7 +21,7 @@ _END = re.compile(
 )
 # These point to one other article, often from the middle: the line goes, what follows only near the end.
 _POINTER = re.compile(
-    r"^(?:(?:noch )?mehr (?:zum thema|infos?|artikel|beiträge|kolumnen|news|aus|von|auf)\b.{0,40}|auch interessant.{0,20}"
+    r"^(?:(?:noch )?mehr (?:zum thema|infos?|artikel|beiträge|kolumnen|news)\b.{0,40}|auch interessant.{0,20}"
     r"|(?:lesen sie|lies|lest) (?:auch|mehr|dazu)\b.{0,50}|weiterlesen|themen (?:im|in diesem) (?:artikel|beitrag)"
     r"|empfehlungen (?:aus )?der redaktion|(?:über|zu) (?:den autor|die autorin|die autoren)|about the authors?"
     r"|(?:à|a) lire (?:aussi|également)\b.{0,60}|sur le même (?:sujet|thème)|articles? (?:liés|similaires)|lire aussi\b.{0,60}"
@@ -40,7 +40,7 @@ _JUNK = re.compile(
     r"|(?:externer inhalt|embedded content|contenu externe)"
     r"|(?:bild|fotos?|titelbild|titelfoto|bildquelle|photos?|crédits? photos?|image credits?|photo credits?|fot\.|zdj\.|foto de)"
     r"\s?:.{1,80}"
-    r"|(?:©|\(c\)|copyright\b|all rights reserved|alle rechte vorbehalten|tous droits réservés).{0,90}"
+    r"|(?:©|\(c\) ?\d{4}|copyright (?:©|\(c\)|\d|by\b)|all rights reserved|alle rechte vorbehalten|tous droits réservés).{0,90}"
     r"|.{0,40}\b\d{1,2}\s?-?(?:minutes?|mins?\.?|minuten|minut|minutos) (?:read|to read|lesezeit|czytania|de lectura|de lecture).{0,10}"
     r"|(?:lesezeit|reading time|temps de lecture|tiempo de lectura)\s?:.{0,30}"
     r"|https?://\S+)$",
@@ -48,13 +48,15 @@ _JUNK = re.compile(
 )
 # A short paragraph that asks the reader for something: to subscribe, to follow, to give, to take part.
 _APPEAL = re.compile(
-    r"\b(?:follow (?:us|me|the \w+)\b.{0,40}\b(?:on|@)|(?:sign up|subscribe|register)\b.{0,60}\b(?:newsletter|updates|edition"
-    r"|full story|podcast|channel|e-?mails?|here)|join our\b.{0,40}\b(?:newsletter|channel|community|mailing)"
-    r"|submit (?:a|your) letter|(?:like|folge|folgt) uns (?:auf|bei)|(?:newsletter|abo)\b.{0,50}\b(?:abonnieren|anmelden|bestellen|sichern)"
-    r"|abonn(?:ier|ez)\w*\b.{0,60}\b(?:newsletter|kanal|chaîne|lettre)|s[ií]guenos (?:en|a)\b|suscr[ií]b\w+\b.{0,60}\b(?:bolet[ií]n|newsletter|canal)"
-    r"|(?:nuestro|tenemos) canal de|suivez-nous|seguici su|siga-nos|obserwuj nas"
-    r"|affiliate[- ](?:links?|programm?)|affiliate-?links?\b|may (?:earn|receive) (?:a|an|some)?\s?(?:\w+ )?commission"
-    r"|(?:erhält|erhalten|bekommen) .{0,40}provision|um den inhalt von .{1,60} zu laden)",
+    r"\b(?:follow (?:us|me)\b.{0,40}\b(?:on|at)\b|follow\b.{0,60}\bon (?:twitter|facebook|instagram|linkedin|youtube|telegram)"
+    r"|(?:sign up|subscribe)\b.{0,60}\b(?:newsletters?|full story|podcast|e-?edition|our \w+)|sign up (?:here|now|today)"
+    r"|join our\b.{0,40}\b(?:newsletter|channel|community|mailing)|submit (?:a|your) letter to"
+    r"|(?:like|folge|folgt) uns (?:auf|bei)|(?:newsletter|abo)\b.{0,50}\b(?:abonnieren|anmelden|bestellen|sichern)"
+    r"|abonn(?:ier|ez)\w*\b.{0,60}\b(?:newsletter|kanal|chaîne|lettre)|s[ií]guenos (?:en|a)\b"
+    r"|suscr[ií]b\w+\b.{0,60}\b(?:bolet[ií]n|newsletter|canal)|canal de (?:telegram|whatsapp|youtube)"
+    r"|suivez-nous|seguici su|siga-nos|obserwuj nas|affiliate[- ]?links?\b"
+    r"|may (?:earn|receive) (?:a|an|some)?\s?(?:\w+ )?commission|(?:erhält|erhalten|bekommen) .{0,40}provision"
+    r"|um den inhalt von .{1,60} zu laden)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile("[.!?…。！？।][\"'»”’“)\\]*]*$")
