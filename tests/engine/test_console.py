@@ -74,6 +74,15 @@ def test_dropped_turns_are_told(chat_model: engine.Engine) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(chat_model: engine.Engine) -> None:
+    # A shell without job control starts what it puts into the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _stop_and_go_on(chat_model)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop_and_go_on(chat_model: engine.Engine) -> None:
     console, _, err = _console(chat_model, ["hi", "more"], max_new_tokens=100, stop_ids=[])
     original, calls = chat_model.backend.forward, []
 
@@ -153,3 +162,4 @@ def _take_terminal() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
