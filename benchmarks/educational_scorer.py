@@ -22,12 +22,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
 import hashlib
-import io
 import json
 import statistics
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import numpy as np
 from pocketphi.core import config as configuration
 from pocketphi.corpus.educational import load_scorer, metrics, train_scorer
 from pocketphi.corpus.educational.scorer import DEFAULT_PATH
+from pocketphi.evals.data import DataFile, read
 
 RECIPE = DEFAULT_PATH.with_name("default.yaml")
 SHOWN = (
@@ -47,17 +47,6 @@ SHOWN = (
     *("documents_high", "documents_low", "num_features", "scorer_bytes"),
 )
 SPEED_FILES = ("web-mixed", "lowquality", "encyclopedia", "textbooks-openstax")
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a .jsonl.zst or .jsonl.gz file."""
-    import zstandard
-
-    with open(path, "rb") as file:
-        raw: Any = gzip.GzipFile(fileobj=file)
-        if path.suffix == ".zst":
-            raw = zstandard.ZstdDecompressor().stream_reader(file)
-        return [json.loads(line) for line in io.TextIOWrapper(raw, encoding="utf-8")]
 
 
 def trained(data: Path, out: Path, max_documents: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -82,8 +71,13 @@ def trained(data: Path, out: Path, max_documents: int | None) -> tuple[dict[str,
 
 def other_collections(data: Path, min_words: int = 50) -> dict[str, Any]:
     """ROC AUC of the shipped scorer on collections that are in no part of its recipe."""
-    science = {row["support"] for row in rows(data / "benchmarks/sciq.validation.jsonl.zst")}
-    prompts = {row["prompt"] for row in rows(data / "safety/openai_moderation_samples-1680.jsonl.gz")}
+    science = {
+        row["support"] for row in read(DataFile(data / "benchmarks/sciq.validation.jsonl.zst", ""), ())
+    }
+    prompts = {
+        row["prompt"]
+        for row in read(DataFile(data / "safety/openai_moderation_samples-1680.jsonl.gz", ""), ())
+    }
     high, low = (sorted(t for t in texts if len(t.split()) >= min_words) for texts in (science, prompts))
     scorer = load_scorer()
     cut = [[" ".join(text.split()[:min_words]) for text in texts] for texts in (high, low)]
@@ -102,7 +96,12 @@ def speed(data: Path, num_documents: int = 4000, rounds: int = 7) -> dict[str, A
     scorer = load_scorer()
     figures: dict[str, Any] = {}
     for name in SPEED_FILES:
-        texts = [row["text"] for row in rows(data / "corpus" / f"{name}.jsonl.zst")[:num_documents]]
+        texts = [
+            row["text"]
+            for row in islice(
+                read(DataFile(data / "corpus" / f"{name}.jsonl.zst", ""), ("text",)), num_documents
+            )
+        ]
         texts = (texts * (num_documents // len(texts) + 1))[:num_documents]
         scorer.score(texts[:100])
         found = []

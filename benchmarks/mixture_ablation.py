@@ -44,6 +44,7 @@ SHAPE = {
     "num_key_value_heads": 3,
 }
 PAGES = ("mozilla-readability", "scrapinghub-articles", "trafilatura-eval")
+KEPT = ("id", "source", "license", "url")  # of a page, beside its text
 LOW = ("lowquality", "web-mixed")
 OTHERS = {
     "docs-technical": "docs",
@@ -113,19 +114,17 @@ def prepare(out: Path, data: Path) -> None:
 
 def _whole_pages(out: Path, data: Path) -> Path:
     """All visible text of the labelled web pages, menus and notices too, under the pages' ids."""
-    import zstandard
     from resiliparse.extract.html2text import extract_plain_text
+
+    from pocketphi.evals.data import DataFile, read
 
     path = out / "whole-pages.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     lines = []
     for name in PAGES:
-        with zstandard.open(data / "webpages" / f"{name}.jsonl.zst", "rt", encoding="utf-8") as rows:
-            for line in rows:
-                row = json.loads(line)
-                text = extract_plain_text(row["html"], main_content=False)
-                kept = {key: row[key] for key in ("id", "source", "license", "url")}
-                lines.append(json.dumps({**kept, "text": text}) + "\n")
+        for row in read(DataFile(data / "webpages" / f"{name}.jsonl.zst", ""), ("html", *KEPT)):
+            text = extract_plain_text(row["html"], main_content=False)
+            lines.append(json.dumps({**{key: row[key] for key in KEPT}, "text": text}) + "\n")
     artifact.write_atomic(path, "".join(lines))
     return path
 

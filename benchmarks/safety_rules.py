@@ -10,11 +10,8 @@ default threshold rejects, and that share on collections of clean text.
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
-import json
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +19,7 @@ from pocketphi.corpus import rules
 from pocketphi.corpus.document import Document
 from pocketphi.corpus.educational import metrics
 from pocketphi.corpus.rules.batch import Batch, RuleContext
+from pocketphi.evals.data import DataFile, read
 
 RULE, THRESHOLD = "unsafe_per_100_words", 2.0
 CATEGORIES = {
@@ -42,17 +40,6 @@ CLEAN = (
 LENGTH = 8000
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a .jsonl.zst or .jsonl.gz file."""
-    import zstandard
-
-    with open(path, "rb") as file:
-        raw: Any = gzip.GzipFile(fileobj=file)
-        if path.suffix == ".zst":
-            raw = zstandard.ZstdDecompressor().stream_reader(file)
-        return [json.loads(line) for line in io.TextIOWrapper(raw, encoding="utf-8")]
-
-
 def score(texts: list[str]) -> np.ndarray:
     """The rule's score of each text."""
     documents = [
@@ -67,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
-    prompts = rows(data / "safety/openai_moderation_samples-1680.jsonl.gz")
+    prompts = list(read(DataFile(data / "safety/openai_moderation_samples-1680.jsonl.gz", ""), ("prompt",)))
     scores = score([row["prompt"] for row in prompts])
     marks = {
         name: np.array([any(str(row.get(key)) == "1" for key in keys) for row in prompts])
@@ -79,7 +66,14 @@ def main() -> None:
         area = metrics.roc_auc(scores[mark], scores[~labelled])
         print(f"{name:<22}{mark.sum():>8}{area:>10.3f}{(scores[mark] > THRESHOLD).mean():>10.3f}")
     for name in CLEAN:
-        found = score([row["text"] for row in rows(data / "corpus" / f"{name}.jsonl.zst")[::10]])
+        found = score(
+            [
+                row["text"]
+                for row in islice(
+                    read(DataFile(data / "corpus" / f"{name}.jsonl.zst", ""), ("text",)), 0, None, 10
+                )
+            ]
+        )
         print(f"{name:<22}{len(found):>8}{'':>10}{(found > THRESHOLD).mean():>10.4f}")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketphi.core import progress
-from pocketphi.core.artifact import file_sha256
+from pocketphi.core.artifact import file_sha256, write_atomic
 from pocketphi.core.errors import DataError, UserError
 from pocketphi.engine import catalog, download
 from pocketphi.evals.data import MissingData
@@ -103,7 +103,7 @@ def _fetch(stem: str, source: Source, folder: Path) -> Path:
         raise DataError(f"{source.repository}: the files of {stem} hold no row")
     tree = {"repository": source.repository, "files": used, "rows": number, "sha256": file_sha256(temporary)}
     # The note first: rows that are there without one would be taken for a file of unknown origin.
-    note.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    write_atomic(note, json.dumps(tree, indent=1) + "\n")
     os.replace(temporary, target)
     shutil.rmtree(staging)
     progress.say(f"{stem}: {number} rows, commit {used[0]['commit']}")

@@ -84,13 +84,13 @@ def loop_plan(
     split_bytes: int = 0,
     extra_bytes: int = 0,
     heldout_tokens: int = 0,
-    gpu_elsewhere: str = "",
+    gpu_elsewhere: str = "H100",
 ) -> dict[str, Any]:
     """Forecast of one run of the loop through `phases` on this machine.
 
     `split_bytes` of token files are mapped into memory as they are read; `extra_bytes` the stage holds
     besides; `heldout_tokens` are measured at every evaluation. A run that wants a GPU where there is none
-    is counted for one of `gpu_elsewhere` (empty: an H100), and says so in `gpu` and `gpu_missing`.
+    is counted for one of `gpu_elsewhere`, and says so in `gpu` and `gpu_missing`.
     """
     tokens = [p.num_steps * p.batch_tokens for p in phases]
     flops = sum(shape.train_flops_per_token(p.sequence_length) * t for p, t in zip(phases, tokens))
@@ -102,7 +102,7 @@ def loop_plan(
     gpu = _local_gpu(config)
     missing = config.device == "cuda" and gpu is None
     if missing:
-        gpu = GPUS[gpu_elsewhere or "H100"]
+        gpu = GPUS[gpu_elsewhere]
     if gpu is None:
         steps_s = flops / _cpu_rate(config)
         memory: float = max(_counted_memory(config, shape, phase) for phase in phases)
@@ -127,7 +127,7 @@ def loop_plan(
         "wall_s": round(seconds, 1),
         "tokens_per_s": round(sum(tokens) / seconds, 1),
         "rehearsed": int(found is not None),
-        **({"gpu": gpu_elsewhere or "H100", "gpu_missing": 1} if missing else {}),
+        **({"gpu": gpu_elsewhere, "gpu_missing": 1} if missing else {}),
         "peak_memory_bytes": 0 if missing else int(memory),
         # The artifact, and while the run goes on two checkpoints of weights and optimizer state.
         "disk_bytes": int(export + 2 * 12 * parameters + 200 * sum(p.num_steps for p in phases)),
@@ -250,7 +250,7 @@ def sft_plan(config: SftConfig, inputs_plan: Mapping[str, Mapping[str, Any]]) ->
         config,
         shape,
         [phase],
-        gpu_elsewhere=str(train.get("gpu", "")),
+        gpu_elsewhere=str(train.get("gpu", "H100")),
         extra_bytes=(_PARQUET_BYTES if corpus_chats else 0)
         + (_EARLIER_STAGES_BYTES if "corpus" in inputs_plan else 0),
         heldout_tokens=int(config.heldout_ratio * tokens),
