@@ -1,15 +1,17 @@
 """The report's claim, tested: does filtering the data, and ending on textbooks, make a better small model?
 
-    python benchmarks/mixture_ablation.py prepare OUT --data DATA      # corpora, tokenizer, shards; a CPU
+    apt-cache dumpavail > LISTS                                        # a catalogue: lists and boilerplate
+    python benchmarks/mixture_ablation.py prepare OUT --data DATA --lists LISTS   # corpora, shards; a CPU
     python benchmarks/mixture_ablation.py train OUT [--seeds 3]        # nine runs; a GPU
     python benchmarks/mixture_ablation.py score OUT --data DATA        # bits per byte by source, four tasks
     python benchmarks/mixture_ablation.py table OUT                    # means over seeds, plot
 
 Three arms of one shape (about 15M parameters), one tokenizer, equal tokens and steps:
 
-raw         what a crawl gives: whole texts of web pages with their menus and notices, list mail, spam,
-            forum posts and jokes for 60% of the rows, and the other sources as they come; no rule, no
-            near-duplicate is taken out (exact copies too stay).
+raw         what a crawl gives: whole texts of web pages with their menus and notices (15% of the rows),
+            list mail, spam, forum posts and jokes (25%), pages of a catalogue (20%, 20 entries of a Linux
+            distribution's package index each), and the other sources as they come (40%); no rule, no
+            near-duplicate is taken out.
 filtered    the same sources through the corpus stage with its defaults, pages reduced to their main text;
             phase 2 reads the more educational part.
 textbooks   the same in phase 1; in phase 2 40% of the rows are textbooks.
@@ -46,6 +48,7 @@ SHAPE = {
 PAGES = ("mozilla-readability", "scrapinghub-articles", "trafilatura-eval")
 KEPT = ("id", "source", "license", "url")  # of a page, beside its text
 LOW = ("lowquality", "web-mixed")
+CATALOGUE_BYTES = 30_000_000
 OTHERS = {
     "docs-technical": "docs",
     "books-classics": "book",
@@ -57,7 +60,7 @@ OTHERS = {
 TEXTBOOKS = ("textbooks-openstax", "textbooks-math")
 
 
-def prepare(out: Path, data: Path) -> None:
+def prepare(out: Path, data: Path, lists: Path) -> None:
     """Two corpora of the same documents, one tokenizer, shards of both."""
     from pocketphi import corpus, tokenizer
     from pocketphi.corpus import rules
@@ -66,8 +69,11 @@ def prepare(out: Path, data: Path) -> None:
     from pocketphi.tokenizer import TokenizerConfig
     from pocketphi.train import shards
 
+    catalogue = _catalogue(out, lists)
+
     def files(quality: bool) -> list[InputConfig]:
         found = [InputConfig(str(data / "corpus" / f"{n}.jsonl.zst"), name=n) for n in LOW]
+        found.append(InputConfig(str(catalogue), name="lists"))
         for name, kind in OTHERS.items():
             path = str(data / "corpus" / f"{name}.jsonl.zst")
             found.append(InputConfig(path, name=name, quality=kind if quality else "web"))  # type: ignore[arg-type]
@@ -112,6 +118,28 @@ def prepare(out: Path, data: Path) -> None:
         shards.run(shards.ShardsConfig(), inputs, out=out / f"shards-{name}")
 
 
+def _catalogue(out: Path, lists: Path) -> Path:
+    """Pages of a catalogue: 20 entries of a package index each, without checksums, up to CATALOGUE_BYTES."""
+    path = out / "lists.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    kept = [
+        line
+        for line in lists.read_text(encoding="utf-8").split("\n")
+        if not line.startswith(("MD5sum:", "SHA256:", "Description-md5:"))
+    ]
+    entries = "\n".join(kept).split("\n\n")
+    lines, size = [], 0
+    for begin in range(0, len(entries), 20):
+        text = "\n\n".join(entries[begin : begin + 20]).strip()
+        size += len(text.encode())
+        if size > CATALOGUE_BYTES:
+            break
+        row = {"id": f"lists-{begin}", "source": "package index", "license": "", "url": "", "text": text}
+        lines.append(json.dumps(row) + "\n")
+    artifact.write_atomic(path, "".join(lines))
+    return path
+
+
 def _whole_pages(out: Path, data: Path) -> Path:
     """All visible text of the labelled web pages, menus and notices too, under the pages' ids."""
     from resiliparse.extract.html2text import extract_plain_text
@@ -133,8 +161,8 @@ def train_config(arm: str, seed: int, options: argparse.Namespace) -> Any:
     """The run of an arm: the arms differ in splits and mixtures alone."""
     from pocketphi.train.config import OptimizerConfig, PhaseConfig, TrainConfig
 
-    rest = "[!lpt]*"  # neither low quality, nor pages, nor textbooks
-    crawl = {"pages": 35.0, "lowquality": 25.0, rest: 40.0}
+    rest = "[!lpt]*"  # neither lists and low quality, nor pages, nor textbooks
+    crawl = {"pages": 15.0, "lowquality": 25.0, "lists": 20.0, rest: 40.0}
     mixtures: dict[str, tuple[dict[str, float], dict[str, float]]] = {
         "raw": (crawl, crawl),
         "filtered": ({"[!t]*": 1.0}, {"[!t]*": 1.0}),
@@ -185,15 +213,15 @@ def train_config(arm: str, seed: int, options: argparse.Namespace) -> Any:
 
 
 def train(out: Path, options: argparse.Namespace) -> None:
-    """Train every arm with every seed; what is done already is skipped."""
+    """Train every arm with every seed, or this process's part of them; what is done already is skipped."""
     from pocketphi.train import pretrain
 
-    for seed in range(options.seeds):
-        for arm in ARMS:
-            source = "raw" if arm == "raw" else "filtered"
-            inputs = {"shards": out / f"shards-{source}", "tokenizer": out / "tokenizer"}
-            found = pretrain.run(train_config(arm, seed, options), inputs, out=out / f"{arm}-{seed}")
-            progress.say(f"{arm}, seed {seed}: loss {found.counts['final_loss']:.4f}")
+    part, parts = (int(n) for n in options.part.split("/"))
+    for seed, arm in [(s, a) for s in range(options.seeds) for a in ARMS][part - 1 :: parts]:
+        source = "raw" if arm == "raw" else "filtered"
+        inputs = {"shards": out / f"shards-{source}", "tokenizer": out / "tokenizer"}
+        found = pretrain.run(train_config(arm, seed, options), inputs, out=out / f"{arm}-{seed}")
+        progress.say(f"{arm}, seed {seed}: loss {found.counts['final_loss']:.4f}")
 
 
 def score(out: Path, data: Path, options: argparse.Namespace) -> None:
@@ -296,7 +324,11 @@ def main() -> None:
     parser.add_argument("what", choices=("prepare", "train", "score", "table"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, help="folder with corpus/, webpages/ and benchmarks/")
+    parser.add_argument("--lists", type=Path, help="a package index as text: apt-cache dumpavail")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--part", default="1/1", help="I/N: train every N-th run, from the I-th; one process each"
+    )
     parser.add_argument("--tokens", type=float, default=1.5e8)
     parser.add_argument("--batch-tokens", type=int, default=131072)
     parser.add_argument("--evaluate-tokens", type=int, default=20000)
@@ -306,7 +338,9 @@ def main() -> None:
     if options.what in ("prepare", "score") and options.data is None:
         parser.error(f"{options.what} needs --data")
     if options.what == "prepare":
-        prepare(options.out, options.data)
+        if options.lists is None:
+            parser.error("prepare needs --lists")
+        prepare(options.out, options.data, options.lists)
     elif options.what == "train":
         train(options.out, options)
     elif options.what == "score":

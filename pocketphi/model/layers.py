@@ -5,6 +5,8 @@ Shape legend: B batch, T tokens, D model width, F width of the MLP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,14 +35,23 @@ class RMSNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of [..., gate | up]: [..., 2F] -> [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return up * F.silu(gate)
+
+
 class GatedMLP(nn.Module):
-    """down(silu(gate) * up), with gate and up in one product: rows [gate | up]."""
+    """down(silu(gate) * up), with gate and up in one product: rows [gate | up].
+
+    `activation` may be set to another form of the same function (training on a GPU does).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation: Callable[[Tensor], Tensor] = gated_silu
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        return self.down_proj(up_BTF * F.silu(gate_BTF))
+        return self.down_proj(self.activation(self.gate_up_proj(x_BTD)))

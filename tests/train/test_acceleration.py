@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 
 from pocketphi.core.errors import ConfigError  # noqa: E402
 from pocketphi.model import ModelConfig, PhiForCausalLM  # noqa: E402
+from pocketphi.model.layers import gated_silu  # noqa: E402
+from pocketphi.train import acceleration  # noqa: E402
 from pocketphi.train.acceleration import AccelerationConfig, accelerate, fastest_attention  # noqa: E402
 from pocketphi.train.cross_entropy import IGNORE, chunked_cross_entropy, plain_cross_entropy  # noqa: E402
 from pocketphi.train.float8 import Float8Config, Float8Linear, use_float8  # noqa: E402
@@ -324,6 +326,28 @@ def test_compiled_flex_attention_equals_dense_masks():
             expected = plain.hidden(ids, document_ids_BT=document_ids)
             actual = model.hidden(ids, document_ids_BT=document_ids)
         assert (actual - expected).abs().max() < 2e-5
+
+
+def test_gated_activation_has_the_gradient_of_autograd():
+    x = torch.randn(7, 48, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(7, 24, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(gated_silu(x), x, dy)
+    y = acceleration.fused_gated_silu(x.view(1, 7, 48))
+    torch.testing.assert_close(y.view(7, 24), gated_silu(x))
+    (found,) = torch.autograd.grad(y.view(7, 24), x, dy)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on GPUs only")
+@pytest.mark.parametrize(("rows", "width"), [(3, 40), (1000, 8192)])
+def test_gated_activation_kernel_equals_plain_gradient(rows, width):
+    from pocketphi.train.activation_kernels import gated_silu_backward
+
+    x = torch.randn(rows, 2 * width, device="cuda", dtype=torch.bfloat16)
+    dy = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
+    exact = acceleration.gated_silu_gradient(x.double(), dy.double())
+    found = gated_silu_backward(x, dy).double()
+    assert float((found - exact).norm() / exact.norm()) < 3e-3
 
 
 def test_quantize_kernel_equals_plain_quantisation():
