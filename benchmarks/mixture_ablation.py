@@ -174,7 +174,7 @@ def train_config(arm: str, seed: int, options: argparse.Namespace) -> Any:
     common: dict[str, Any] = {
         "sequence_length": length,
         "batch_tokens": batch,
-        "micro_batch_tokens": min(batch, 65536),
+        "micro_batch_tokens": batch,
         "learning_rate": 3e-3,
     }
     phases = [
