@@ -27,11 +27,13 @@ import pocketphi.engine
 from pocketphi.core.errors import CheckpointError, EngineError
 from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
 from pocketphi.engine.formats import lookup
+from pocketphi.engine.native_sampler import NativeChoice, NativeSampler, NativeSampling
 from pocketphi.engine.numpy_runtime import inverse_frequencies
+from pocketphi.engine.sampler import Sampling, TokenMask
 from pocketphi.engine.weights import Part, Weights
 from pocketphi.model.config import ModelConfig
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _CACHE = {"f32": 0, "f16": 1, "q8_0": 2}
 _ROPE: dict[RopeSet, int] = {"plain": 0, "short": 1, "long": 2}
 _ACTIVATIONS = {"int8": 0, "f32": 1, "int16": 2}
@@ -119,6 +121,7 @@ def _load_library(path: Path) -> ctypes.CDLL:
         "pp_session_save": (c_int, [session, c_void_p, c_size_t]),
         "pp_session_restore": (session, [model, c_void_p, c_size_t, c_int32]),
         "pp_forward": (c_int, [model, POINTER(_Work), c_int32]),
+        "pp_sample": (c_int, [POINTER(NativeSampling), POINTER(NativeChoice)]),
         "pp_probe": (c_int, [model, c_double, POINTER(c_double), POINTER(c_double)]),
     }  # fmt: skip
     try:
@@ -355,6 +358,23 @@ class NativeBackend:
                 item.logits = out.ctypes.data_as(POINTER(c_float))
         self.check(self.lib.pp_forward(self._loaded(), items, len(work)))
         return logits
+
+    def sampler(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        *,
+        token_mask: TokenMask | None = None,
+        num_logprobs: int | None = None,
+    ) -> NativeSampler:
+        return NativeSampler(
+            self.lib,
+            sampling,
+            prompt,
+            self.config.vocab_size,
+            token_mask=token_mask,
+            num_logprobs=num_logprobs,
+        )
 
     def restore(self, data: bytes, capacity: int) -> NativeSession:
         """See Backend; the data is untrusted: sizes and a checksum are checked."""
