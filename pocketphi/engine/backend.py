@@ -128,9 +128,9 @@ class Backend(Protocol):
 
     name: str
     config: ModelConfig
-    cheap_draft_tokens: int
-    """How many tokens more one `forward` computes for about the price of one (0: none). The engine
-    proposes so many tokens by prompt lookup at a time; 0 turns it off unless it is asked for."""
+    tokens_per_reading: int
+    """How many tokens of one `forward` share a reading of the weights, and so cost little more than one. The
+    engine guesses ahead by prompt lookup accordingly; 0 turns that off unless it is asked for."""
 
     def new_session(self, capacity: int, rope_set: RopeSet) -> Session:
         """Open an empty session for at most `capacity` tokens. EngineError when memory is short."""

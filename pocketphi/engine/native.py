@@ -245,9 +245,8 @@ class NativeBackend:
 
         self.sessions: weakref.WeakSet[NativeSession] = weakref.WeakSet()
         self.activations = _choose_activations(config)
-        # A step of four tokens costs little more than a step of one: reading the weights is what costs. With
-        # 16-bit activations a token takes two of the six places that share one reading of a tile.
-        self.cheap_draft_tokens = 2 if self.activations == "int16" else 3
+        # Six places share one reading of a tile; with 16-bit activations a token takes two of them.
+        self.tokens_per_reading = 3 if self.activations == "int16" else 6
         self._options = _Options(
             num_threads=options.num_threads or 0,
             cache_type=_CACHE[options.cache_type or "f16"],

@@ -121,7 +121,7 @@ class NumpyBackend:
 
     name = "numpy"
     # Every token reads all weights again here, so a wrong guess costs as much as a right one saves.
-    cheap_draft_tokens = 0
+    tokens_per_reading = 0
 
     def __init__(self, weights: Weights, options: BackendOptions) -> None:
         self.config = config = weights.config
