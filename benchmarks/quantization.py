@@ -10,6 +10,11 @@ makes Q4_0, Q4_K_S and Q4_K_M from the same 16-bit file. Every file is compared 
 the same windows of text that no calibration has seen. With `--llama-cpp` our files are also loaded by
 llama.cpp, and its greedy continuation of 20 beginnings is compared with ours, 64 tokens each. Prints a
 table and, with --json, the figures.
+
+--groups 64 128 asks another question: what do wider groups with one scale cost? The layers' matrices are
+quantised (calibrated, in memory only) to symmetric 4-bit numbers with one half-precision scale for so many
+weights, beside Q4_0 (groups of 32) and Q4_K, everything else at 8 bits, and compared in torch. A width that
+does not divide the rows is left out, which is said.
 """
 
 from __future__ import annotations
@@ -28,9 +33,11 @@ import torch
 
 from pocketphi import engine, quant
 from pocketphi import tokenizer as tokenizers
+from pocketphi.core.gguf import TYPE_BY_NAME, TensorType
+from pocketphi.engine import formats
 from pocketphi.engine.weights import Weights, open_weights
 from pocketphi.model import save as save_model
-from pocketphi.quant import fidelity, texts
+from pocketphi.quant import calibration, fidelity, rounding, texts
 from pocketphi.quant.calibration import torch_model
 
 RUNS = [
@@ -197,6 +204,77 @@ def llama_cpp_files(python: str, f32: Path, out: Path) -> dict[str, Path]:
     return made
 
 
+def wide_type(width: int) -> str:
+    """Make 4-bit numbers with one scale for `width` weights known to this process; return their name.
+
+    The grid search, the error feedback and the values are those of Q4_0, 4 + 16 / width bits a weight.
+    """
+    name = f"groups of {width}"
+    fields = [("d", "<f2"), ("q", "u1", width // 2)]
+    known = formats.FORMATS["Q4_0"]
+    formats.FORMATS[name] = formats.Format(name, -1, width, np.dtype(fields), known.decode)
+    TYPE_BY_NAME[name] = TensorType(-1, name, width, 2 + width // 2)
+    rounding._FIT[name] = rounding._fit_q4_0
+    rounding.TYPES = (*rounding.TYPES, name)
+    calibration._FEEDBACK = (*calibration._FEEDBACK, name)
+    return name
+
+
+def pack_wide(type_: str, grid: rounding.Grid, q_NW: np.ndarray) -> np.ndarray:
+    """`rounding.pack` that also knows the types of `wide_type`."""
+    if not type_.startswith("groups of "):
+        return _PACK(type_, grid, q_NW)
+    blocks = np.zeros(len(q_NW), dtype=formats.FORMATS[type_].layout)
+    blocks["d"], blocks["q"] = grid.fields["d"], rounding._nibbles((q_NW + 8).astype(np.uint8))
+    return blocks
+
+
+_PACK = rounding.pack
+
+
+def wider_groups(
+    reference: Weights, ids_ST: np.ndarray, float_logits: fidelity.Logits, windows: Any, widths: list[int]
+) -> list[dict[str, Any]]:
+    """Return the fidelity of the layers' matrices in Q4_0, in Q4_K and in groups of every width."""
+    rounding.pack = pack_wide
+    columns = (reference.config.hidden_size, reference.config.intermediate_size)
+    rows = []
+    for type_ in ["Q4_0", *(wide_type(width) for width in widths), "Q4_K"]:
+        kind = TYPE_BY_NAME[type_]
+        bits = 8 * kind.block_bytes / kind.block_size
+        if any(c % kind.block_size for c in columns):
+            print(f"{type_}: rows of {columns} weights do not fill its blocks", file=sys.stderr)
+            continue
+        names = quant.config.tensor_types(quant.QuantConfig(type="q8_0"), reference.config)[0]
+        types = {name: type_ if name.startswith("blk.") else "Q8_0" for name in names}
+        model: Any = torch_model(reference)
+        state = dict(model.named_parameters())
+        part = {"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
+                "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
+                "token_embd": "model.embed_tokens", "output": "lm_head"}  # fmt: skip
+        for name, raw, _ in calibration.calibrate(reference, types, ids_ST, "gptq"):
+            stem = name.removesuffix(".weight").split(".")
+            path = f"model.layers.{stem[1]}.{part[stem[2]]}" if stem[0] == "blk" else part[stem[0]]
+            target = state[f"{path}.weight"]
+            with torch.no_grad():
+                target.copy_(torch.from_numpy(formats.dequantise(raw, types[name], tuple(target.shape))))
+
+        def logits(ids: Any, model: Any = model) -> np.ndarray:
+            with torch.no_grad():
+                return model(torch.tensor([list(ids)]))[0].numpy()
+
+        found = fidelity.compare(float_logits, logits, windows)
+        rows.append({"name": type_, "bits_per_weight": bits, **found})
+        print(
+            f"{type_:16} {bits:.3f} bits  KL {found['kl_divergence']:.5f} ± {found['kl_divergence_stderr']:.5f}  "
+            f"loss gap {found['nll_gap']:+.5f} ± {found['nll_gap_stderr']:.5f}  same top token "
+            f"{found['top1_agreement']:.4f}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
@@ -212,12 +290,13 @@ def main() -> None:
         help="what runs our files: the engine that ships, or torch on the dequantised weights",
     )
     parser.add_argument("--only", nargs="*", help="runs such as q4_0-gptq")
+    parser.add_argument("--groups", nargs="*", type=int, help="compare wider groups instead")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     folder = natural_folder(options.source, out / "float")
-    calibration, evaluation = texts_of(options.data, out)
+    calibration_text, evaluation = texts_of(options.data, out)
     reference = open_weights(folder)
     tokenizer = tokenizers.load(folder)
     windows, _ = texts.windows_from(evaluation, tokenizer, options.tokens, 512, heldout=True)
@@ -233,6 +312,16 @@ def main() -> None:
             with torch.no_grad():
                 cache[key] = float_model(torch.tensor([list(ids)]))[0].numpy().astype(np.float32)
         return cache[key]
+
+    if options.groups is not None:
+        size = min(512, reference.config.max_position_embeddings)
+        pieces, _ = texts.windows_from(
+            calibration_text, tokenizer, options.calibration_tokens, size, heldout=False
+        )
+        found = wider_groups(reference, np.array(pieces), float_logits, windows, options.groups)
+        if options.json:
+            print(json.dumps(found, indent=1))
+        return
 
     rows = []
 
@@ -255,7 +344,7 @@ def main() -> None:
         config = quant.QuantConfig(
             type=type_,
             method=method,  # type: ignore[arg-type]
-            calibration=calibration,
+            calibration=calibration_text,
             calibration_tokens=options.calibration_tokens,
             fidelity_tokens=0,
             name="benchmark",

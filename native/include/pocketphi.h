@@ -2,7 +2,7 @@
  *
  * A model is created from a configuration and filled tensor by tensor (the caller reads the file); a
  * session is one sequence with its cache of keys and values; `pp_forward` runs any number of sessions in
- * one pass over the weights. The core decides nothing: sampling, stop tokens, context policy and the
+ * one pass over the weights; `pp_sample` chooses a token from logits. Stop tokens, context policy and the
  * choice of the rope factor set belong to the caller.
  *
  * Functions that return a pointer return NULL, and functions that return int return non-zero, when they
@@ -26,7 +26,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a structure or a function below changes; the binding refuses any other. */
-#define PP_ABI_VERSION 1
+#define PP_ABI_VERSION 2
 
 /* Tensor types, numbered as in GGUF. */
 enum {
@@ -99,6 +99,39 @@ typedef struct {
   int64_t read_bytes_per_token; /* weight bytes that one decoded token reads */
 } pp_info;
 
+/* How tokens are chosen. Steps in this order: bias, penalties, mask; temperature; top_k, top_p, min_p; draw. */
+typedef struct {
+  double temperature;       /* 0: the largest logit, the lowest id among equals */
+  double top_p;             /* 1: off. The shortest run of largest whose probability reaches it */
+  double min_p;             /* 0: off. At least this fraction of the largest probability */
+  int32_t top_k;            /* 0: off */
+  float repetition_penalty; /* 1: off. Divides positive and multiplies negative logits of prompt and answer */
+  float presence_penalty;   /* 0: off. Subtracted once for what is in the answer */
+  float frequency_penalty;  /* 0: off. Subtracted for every time */
+  uint64_t seed;
+  const int32_t* bias_ids; /* [num_bias], each at most once, and what is added to their logits */
+  const float* bias;
+  int32_t num_bias;
+} pp_sampling;
+
+typedef struct {
+  int32_t id;
+  double logprob;
+} pp_scored;
+
+typedef struct {
+  const float* logits; /* [vocab_size], finite */
+  int32_t vocab_size;
+  int32_t num_prompt, num_answer; /* the draw depends on the seed and num_answer alone */
+  int32_t num_top;
+  const int32_t* prompt;
+  const int32_t* answer;
+  const uint32_t* mask; /* bit i % 32 of word i / 32: token i is allowed; NULL: all are */
+  pp_scored* top;       /* [num_top] best by the raw logits; NULL: no log-probabilities are asked for */
+  int32_t token;        /* out */
+  double logprob;       /* out, with `top`: log-softmax of the raw logits */
+} pp_choice;
+
 PP_API int pp_abi_version(void);
 PP_API const char* pp_last_error(void);
 /* Comma-separated kernel sets that this machine can run, best first. */
@@ -132,6 +165,9 @@ PP_API pp_session* pp_session_restore(pp_model* model, const void* data, size_t 
 /* Append the ids of every item to its session and compute. All or nothing: on failure no session has
  * changed its length. A token's logits do not depend on the other items or on how ids were cut up. */
 PP_API int pp_forward(pp_model* model, const pp_work* work, int32_t num_work);
+
+/* Choose the next token. A function of its arguments alone, the same on every machine. */
+PP_API int pp_sample(const pp_sampling* how, pp_choice* choice);
 
 /* What this machine gives, for benchmarks: bytes/s read from memory by `num_threads` threads, and int8
  * multiply-adds/s of the matrix kernel's inner instruction. Takes about `seconds` in total. */

@@ -84,6 +84,61 @@ void set(Input& in, pp_model* model, const std::string& name, int64_t rows, int6
                       cols, data.empty() ? &none : data.data(), said, how == 9 ? in.word() : store, 0);
 }
 
+// Settings and histories from anywhere; memory of exactly the size that is said, bits of logits at will.
+void sample(Input& in) {
+  const int32_t vocab = 1 + (in.byte() % 8 ? in.byte() % 70 : in.word() & 0xfff);
+  const bool wild = in.byte() < 32;
+  std::vector<float> logits(size_t(vocab), 0.0f);
+  uint32_t state = uint32_t(in.word()) | 1;
+  for (float& v : logits) {
+    state = state * 1664525u + 1013904223u;
+    v = float(int32_t(state) >> 24) * (in.flag() ? 0.25f : 0.001f);
+    if (wild && state % 61 == 0) memcpy(&v, &state, 4);
+  }
+  std::vector<int32_t> ids[3];
+  for (std::vector<int32_t>& list : ids) {
+    list.resize(in.byte() % 20);
+    for (int32_t& id : list) id = in.mostly(in.byte() % vocab);
+  }
+  std::vector<float> bias(ids[2].size());
+  for (float& b : bias) {
+    const int32_t bits = in.word();
+    memcpy(&b, &bits, 4);
+  }
+  std::vector<uint32_t> mask(size_t(vocab + 31) / 32);
+  for (uint32_t& word : mask) word = uint32_t(in.word());
+  const auto number = [&](double usual) {
+    if (in.byte() >= 16) return usual * (in.byte() % 16);
+    uint64_t bits = uint64_t(uint32_t(in.word())) << 32 | uint32_t(in.word());
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+  };
+  pp_sampling how{};
+  how.temperature = number(0.2), how.top_p = number(1.0 / 15), how.min_p = number(1.0 / 15);
+  how.top_k = in.mostly(in.byte() % 9);
+  // A double beyond a float's range has no conversion.
+  const auto single = [](double v) { return v > -3e38 && v < 3e38 ? float(v) : 1.0f; };
+  how.repetition_penalty = single(number(0.2)), how.presence_penalty = single(number(0.1));
+  how.frequency_penalty = single(number(0.1));
+  how.seed = uint64_t(in.word());
+  how.bias_ids = ids[2].data(), how.bias = bias.data(), how.num_bias = int32_t(ids[2].size());
+  std::vector<pp_scored> top(in.byte() % 90);
+  pp_choice choice{};
+  choice.logits = logits.data(), choice.vocab_size = vocab;
+  choice.prompt = ids[0].data(), choice.num_prompt = int32_t(ids[0].size());
+  choice.answer = ids[1].data(), choice.num_answer = int32_t(ids[1].size());
+  choice.mask = in.flag() ? mask.data() : nullptr;
+  choice.top = top.empty() ? nullptr : top.data(), choice.num_top = int32_t(top.size());
+  choice.token = -1;
+  if (pp_sample(&how, &choice) != 0) {
+    if (!*pp_last_error()) abort();
+    return;
+  }
+  if (choice.token < 0 || choice.token >= vocab) abort();
+  if (choice.mask && !(mask[size_t(choice.token) / 32] >> (choice.token % 32) & 1)) abort();
+}
+
 void use(Input& in, pp_model* model, int vocab) {
   std::vector<pp_session*> sessions;
   std::vector<uint8_t> state;
@@ -155,6 +210,10 @@ void use(Input& in, pp_model* model, int vocab) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input in{data, size};
+  if (in.byte() < 64) {
+    sample(in);
+    return 0;
+  }
   const bool wide = in.flag();  // the K formats need rows of 256
   const int heads = 1 + in.byte() % 3, share = 1 + in.byte() % 2, dim = wide ? 32 : 2 * (1 + in.byte() % 20);
   const int hidden = wide ? 256 : 32 * (1 + in.byte() % 3), ffn = wide ? 256 : 32 * (1 + in.byte() % 3);

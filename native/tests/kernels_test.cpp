@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../src/model.h"
+#include "../src/sampling.h"
 
 using namespace pp;
 
@@ -242,6 +243,34 @@ double cpu_s() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
+void test_vocabulary(const VocabularyLoops& fast) {
+  const VocabularyLoops& plain = *vocabulary_loops(0);
+  for (int size : {1, 7, 64, 65, 1000, 32064}) {
+    std::vector<float> values(static_cast<size_t>(size));
+    for (int kind = 0; kind < 6; ++kind) {
+      for (float& v : values) v = kind == 1 ? std::round(uniform() * 4) : kind == 2 ? uniform() * 3e38f : uniform() * 20;
+      float& one = values[size_t(random32()) % values.size()];
+      if (kind == 3) one = -INFINITY;
+      if (kind == 4) one = NAN;
+      if (kind == 5) one = -NAN;
+      for (bool minus : {false, true}) {
+        const VocabularyScan a = plain.scan(values.data(), size, minus), b = fast.scan(values.data(), size, minus);
+        check(std::memcmp(&a, &b, sizeof a) == 0, fast.name, "scan of a vocabulary", size, kind);
+      }
+      if (kind > 3) continue;
+      const double largest = double(plain.scan(values.data(), size, true).largest);
+      for (double inverse : {1.0, 0.37, 1e4, 1.7976931348623157e308}) {
+        std::vector<uint64_t> a(values.size()), b(values.size());
+        const uint64_t sum_a = plain.weights(values.data(), size, largest, inverse, a.data());
+        const uint64_t sum_b = fast.weights(values.data(), size, largest, inverse, b.data());
+        check(sum_a == sum_b && a == b, fast.name, "weights", size, kind);
+      }
+      const double a = plain.exponentials(values.data(), size, largest), b = fast.exponentials(values.data(), size, largest);
+      check(a == b, fast.name, "sum of exponentials", size, kind);
+    }
+  }
+}
+
 void bench(const Kernels& k) {
   double begin = cpu_s();
   int64_t sum = k.int8_probe(1000000);
@@ -330,6 +359,10 @@ int main(int argc, char** argv) {
     test_attention(k);
     std::printf("%s: %s\n", name, failures ? "FAILED" : "equal to generic, bit for bit");
     if (timed && k.name != kernels_generic.name) bench(k);
+  }
+  for (int i = 1; vocabulary_loops(i); ++i) {
+    test_vocabulary(*vocabulary_loops(i));
+    std::printf("sampling, %s: %s\n", vocabulary_loops(i)->name, failures ? "FAILED" : "equal to generic, bit for bit");
   }
   return failures ? 1 : 0;
 }

@@ -8,9 +8,9 @@ A backend is a module with three functions,
     load(weights: Weights, options: BackendOptions) -> Backend
 
 (`pocketphi.engine.numpy_runtime` is the plain one, `pocketphi.engine.native` the C++ core). All
-decisions stay above this seam: sampling, stop tokens, context policy, which rope factor set a
-sequence gets, prompt cache, speculation. A backend turns token ids into logits and keeps the keys and
-values of a session, and is told everything it needs to know.
+decisions stay above this seam: stop tokens, context policy, which rope factor set a sequence gets, prompt
+cache, speculation. A backend turns token ids into logits and logits into tokens, keeps the keys and values
+of a session, and is told everything it needs to know.
 
 Legend: T tokens of one call, V vocabulary, S tokens already in a session's cache.
 """
@@ -26,6 +26,7 @@ from pocketphi.core.errors import EngineError
 if TYPE_CHECKING:
     import numpy as np
 
+    from pocketphi.engine.sampler import Sampler, Sampling, TokenMask
     from pocketphi.model.config import ModelConfig
 
 RopeSet = Literal["plain", "short", "long"]
@@ -127,9 +128,9 @@ class Backend(Protocol):
 
     name: str
     config: ModelConfig
-    cheap_draft_tokens: int
-    """How many tokens more one `forward` computes for about the price of one (0: none). The engine
-    proposes so many tokens by prompt lookup at a time; 0 turns it off unless it is asked for."""
+    tokens_per_reading: int
+    """How many tokens of one `forward` share a reading of the weights, and so cost little more than one. The
+    engine guesses ahead by prompt lookup accordingly; 0 turns that off unless it is asked for."""
 
     def new_session(self, capacity: int, rope_set: RopeSet) -> Session:
         """Open an empty session for at most `capacity` tokens. EngineError when memory is short."""
@@ -154,6 +155,17 @@ class Backend(Protocol):
 
         want: for all of them, or a sequence with one for each.
         """
+        ...
+
+    def sampler(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        *,
+        token_mask: TokenMask | None = None,
+        num_logprobs: int | None = None,
+    ) -> Sampler:
+        """Return what chooses the tokens of one answer; every backend's chooses the same tokens."""
         ...
 
     def restore(self, data: bytes, capacity: int) -> Session:

@@ -95,6 +95,8 @@ class Batch:
                     continue
                 prompt_tokens += len(item.work.ids)
             chosen.append(item)
+        for item in chosen:
+            item.stream.beside = len(self._running) - 1
         for item, rows in self._compute(chosen):
             self._advance(item, rows, pieces)
         self._running = [item for item in self._running if item.work is not None]

@@ -33,8 +33,11 @@ class Drafter(Protocol):
 
     def push(self, token: int) -> None: ...
 
-    def propose(self, limit: int, sampler: Sampler) -> list[int]:
-        """Return at most `limit` tokens that `sampler` may choose next; [] when there is no guess."""
+    def propose(self, limit: int, sampler: Sampler, beside: int = 0) -> list[int]:
+        """Return at most `limit` tokens that `sampler` may choose next; [] when there is no guess.
+
+        beside: tokens of other sequences that the step will compute too.
+        """
         ...
 
     def learn(self, drafted: int, accepted: int) -> None: ...
@@ -64,7 +67,7 @@ class ModelDraft:
         self._ids.append(token)
         self._knows = self._knows and token < self._engine.config.vocab_size
 
-    def propose(self, limit: int, sampler: Sampler) -> list[int]:
+    def propose(self, limit: int, sampler: Sampler, beside: int = 0) -> list[int]:
         """Return up to `limit` tokens that the small model would go on with."""
         limit = min(limit, self._draft, self._engine.context_length - len(self._ids))
         if limit < 1 or not self._knows:

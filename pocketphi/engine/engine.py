@@ -33,7 +33,8 @@ from pocketphi.engine.batch import Batch, finish_all
 from pocketphi.engine.draft import Drafter, ModelDraft, check_draft
 from pocketphi.engine.generation import Generation, Request, Stream
 from pocketphi.engine.grammar import Grammar
-from pocketphi.engine.sampler import Sampler, Sampling, TokenMask, check_logits
+from pocketphi.engine.lookup import Lookup
+from pocketphi.engine.sampler import Sampling, TokenMask, check_logits
 from pocketphi.engine.session import ContextPolicy, Crossing, Message, Sequence
 from pocketphi.engine.weights import Weights, open_weights
 from pocketphi.model.config import ModelConfig
@@ -58,8 +59,8 @@ class Options:
     crossing: what happens when a sequence outgrows LongRoPE's short factors; see `session.Crossing`.
     context_policy: for `chat` only; see `session.fit`.
     logprobs: how many best tokens to report with log-probabilities; None reports nothing.
-    lookup: most tokens proposed at a time by prompt lookup; None takes the backend's advice, 0 is off.
-        The text is the same either way.
+    lookup: most tokens proposed at a time by prompt lookup; None takes what the backend's steps make worth
+        while, 0 is off. The text is the same either way.
     draft: a smaller Engine with the same tokenizer whose guesses are checked in one pass: same text, and
         sooner where it is often right. draft_tokens: most guesses at a time.
     grammar: what the answer must look like; see `grammar.Grammar`.
@@ -354,7 +355,9 @@ class Engine:
             decoder = self._tokenizer.stream_decoder(continuing=continuing)
         elif options.stop:
             raise EngineError("stop strings need a tokenizer, and this model came without one")
-        max_draft = options.lookup if options.lookup is not None else self._backend.cheap_draft_tokens
+        together = self._backend.tokens_per_reading
+        # Beyond two readings of the weights even sure guesses gain little.
+        max_draft = options.lookup if options.lookup is not None else max(0, 2 * together - 1)
         stop_ids = self.stop_ids if options.stop_ids is None else frozenset(options.stop_ids)
         drafter: Drafter | None = None
         if options.draft is not None:
@@ -362,6 +365,8 @@ class Engine:
             # Turns of one chat share the draft's cache too.
             cache = options.draft.sequence if sequence is None else options.draft.new_sequence()
             drafter = ModelDraft(options.draft, cache, ids, options.draft_tokens)
+        elif max_draft:
+            drafter = Lookup(ids, max_draft, together or 6)
         token_mask = options.token_mask
         if options.grammar is not None:
             token_mask = options.grammar.mask(self.tokenizer, self.config.vocab_size, stop_ids)
@@ -374,16 +379,11 @@ class Engine:
             context=self.context_length,
             stop_ids=stop_ids,
             stop_strings=tuple(options.stop),
-            max_draft=max_draft,
             keep_logprobs=options.logprobs is not None,
             dropped=dropped,
         )
-        sampler = Sampler(
-            options.sampling(),
-            ids,
-            self.config.vocab_size,
-            token_mask=token_mask,
-            num_logprobs=options.logprobs,
+        sampler = self._backend.sampler(
+            options.sampling(), ids, token_mask=token_mask, num_logprobs=options.logprobs
         )
         made = Stream(request, sequence or self.sequence, sampler, decoder, self.config, drafter)
         return made if stream else made.finish()

@@ -21,7 +21,6 @@ import numpy as np
 from pocketphi.core.errors import EngineError, UserError
 from pocketphi.engine.backend import RopeSet, Want
 from pocketphi.engine.draft import Drafter
-from pocketphi.engine.lookup import Lookup
 from pocketphi.engine.sampler import Choice, Sampler
 from pocketphi.engine.session import Crossing, Sequence, rope_set_for
 from pocketphi.model.config import ModelConfig
@@ -116,7 +115,6 @@ class Request:
     context: int
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
-    max_draft: int
     keep_logprobs: bool
     dropped: list[dict[str, Any]]
     prefill_tokens: int = _PREFILL_TOKENS
@@ -142,11 +140,10 @@ class Stream:
         self._decoder, self._config = decoder, config
         self._stopped = False
         self._text = _HeldBack(request.stop_strings)
-        if drafter is None and request.max_draft:
-            drafter = Lookup(request.ids, request.max_draft)
         self._drafter = drafter
         self._chunks = self._drive()
         self.batched = False  # a Batch drives it
+        self.beside = 0  # tokens of others in the same step
         self.done = False
         self.error: Exception | None = None  # what ended it in a Batch, if anything did
         self.result = Generation(
@@ -240,7 +237,9 @@ class Stream:
                 yield from self._end("interrupted")
                 return
             pending = [choice.token]
-            draft = drafter.propose(self._draft_room(), sampler) if drafter is not None else []
+            draft = []
+            if drafter is not None:
+                draft = drafter.propose(self._draft_room(), sampler, self.beside)
             found = yield from self._advance(pending + draft)
             if found is None:
                 yield from self._end("rope_limit")

@@ -95,14 +95,14 @@ class GrammarMask:
         self._answer: list[int] = []
 
     def __call__(self, answer: Sequence[int]) -> np.ndarray:
-        """Return the tokens that may follow `answer`, bool [V]."""
+        """Return the tokens that may follow `answer` as bits, uint32 [V / 32 rounded up]."""
         self._follow(answer)
-        packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        bits = np.unpackbits(packed, bitorder="little")[: self._vocab_size].astype(bool)
+        found = np.frombuffer(self._matcher.compute_bitmask(), "<u4")
         self._check()
-        allowed = np.zeros(self._vocab_size, dtype=bool)
-        allowed[: bits.size] = bits
-        return allowed
+        # The model's embedding may be padded beyond the tokenizer's ids: those are never allowed.
+        words = np.zeros(-(-self._vocab_size // 32), np.uint32)
+        words[: found.size] = found[: words.size]
+        return words
 
     def _follow(self, answer: Sequence[int]) -> None:
         same = 0

@@ -27,11 +27,13 @@ import pocketphi.engine
 from pocketphi.core.errors import CheckpointError, EngineError
 from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
 from pocketphi.engine.formats import lookup
+from pocketphi.engine.native_sampler import NativeChoice, NativeSampler, NativeSampling
 from pocketphi.engine.numpy_runtime import inverse_frequencies
+from pocketphi.engine.sampler import Sampling, TokenMask
 from pocketphi.engine.weights import Part, Weights
 from pocketphi.model.config import ModelConfig
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _CACHE = {"f32": 0, "f16": 1, "q8_0": 2}
 _ROPE: dict[RopeSet, int] = {"plain": 0, "short": 1, "long": 2}
 _ACTIVATIONS = {"int8": 0, "f32": 1, "int16": 2}
@@ -119,6 +121,7 @@ def _load_library(path: Path) -> ctypes.CDLL:
         "pp_session_save": (c_int, [session, c_void_p, c_size_t]),
         "pp_session_restore": (session, [model, c_void_p, c_size_t, c_int32]),
         "pp_forward": (c_int, [model, POINTER(_Work), c_int32]),
+        "pp_sample": (c_int, [POINTER(NativeSampling), POINTER(NativeChoice)]),
         "pp_probe": (c_int, [model, c_double, POINTER(c_double), POINTER(c_double)]),
     }  # fmt: skip
     try:
@@ -242,9 +245,8 @@ class NativeBackend:
 
         self.sessions: weakref.WeakSet[NativeSession] = weakref.WeakSet()
         self.activations = _choose_activations(config)
-        # A step of four tokens costs little more than a step of one: reading the weights is what costs. With
-        # 16-bit activations a token takes two of the six places that share one reading of a tile.
-        self.cheap_draft_tokens = 2 if self.activations == "int16" else 3
+        # Six places share one reading of a tile; with 16-bit activations a token takes two of them.
+        self.tokens_per_reading = 3 if self.activations == "int16" else 6
         self._options = _Options(
             num_threads=options.num_threads or 0,
             cache_type=_CACHE[options.cache_type or "f16"],
@@ -355,6 +357,23 @@ class NativeBackend:
                 item.logits = out.ctypes.data_as(POINTER(c_float))
         self.check(self.lib.pp_forward(self._loaded(), items, len(work)))
         return logits
+
+    def sampler(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        *,
+        token_mask: TokenMask | None = None,
+        num_logprobs: int | None = None,
+    ) -> NativeSampler:
+        return NativeSampler(
+            self.lib,
+            sampling,
+            prompt,
+            self.config.vocab_size,
+            token_mask=token_mask,
+            num_logprobs=num_logprobs,
+        )
 
     def restore(self, data: bytes, capacity: int) -> NativeSession:
         """See Backend; the data is untrusted: sizes and a checksum are checked."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from pocketphi.core.errors import EngineError
 from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
+from pocketphi.engine.sampler import Sampler, Sampling, TokenMask
 from pocketphi.engine.weights import Weights
 from pocketphi.model.config import ModelConfig
 
@@ -120,7 +121,7 @@ class NumpyBackend:
 
     name = "numpy"
     # Every token reads all weights again here, so a wrong guess costs as much as a right one saves.
-    cheap_draft_tokens = 0
+    tokens_per_reading = 0
 
     def __init__(self, weights: Weights, options: BackendOptions) -> None:
         self.config = config = weights.config
@@ -185,6 +186,18 @@ class NumpyBackend:
     ) -> list[np.ndarray | None]:
         wants = wants_of(want, len(work))
         return [self.forward(session, ids, one) for (session, ids), one in zip(work, wants)]
+
+    def sampler(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        *,
+        token_mask: TokenMask | None = None,
+        num_logprobs: int | None = None,
+    ) -> Sampler:
+        return Sampler(
+            sampling, prompt, self.config.vocab_size, token_mask=token_mask, num_logprobs=num_logprobs
+        )
 
     def restore(self, data: bytes, capacity: int) -> NumpySession:
         """See Backend; the data is untrusted and every size in it is checked."""

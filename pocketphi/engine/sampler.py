@@ -13,6 +13,11 @@ The draw for answer token n is a function of (seed, n) alone. So the same seed a
 text however the prompt was cut, whatever else runs, and with or without speculation.
 
 Log-probabilities are those of the model itself: log-softmax of the raw logits, before any of the above.
+
+This is the plain statement in NumPy, for the NumPy backend and for tests; `native/src/sampling.cpp` chooses
+the same token from the same logits. To that end nothing is left to a library or to the order of a sum:
+weights are whole numbers (`weights`), the draw is a whole number of 53 bits, and biases and penalties are
+single float32 operations.
 """
 
 from __future__ import annotations
@@ -27,8 +32,9 @@ import numpy as np
 from pocketphi.core.errors import EngineError, UserError
 
 TokenMask = Callable[[Sequence[int]], "np.ndarray | None"]
-"""Given the answer's ids so far, the allowed ids as a boolean array [V], or None for all: where a
-grammar comes in (llguidance computes such masks)."""
+"""Given the answer's ids so far, the allowed ids as a boolean array [V] or as bits (uint32 [V / 32 rounded
+up], token i is bit i % 32 of word i // 32), or None for all: where a grammar comes in (llguidance computes
+such bits)."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,21 @@ class Sampling:
             ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 (off) and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 is off)"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "a number (0 is off)"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number (0 is off)"),
+            ("repetition_penalty", 0 < _single(self.repetition_penalty) < math.inf, "above 0 (1 is off)"),
+            ("presence_penalty", math.isfinite(_single(self.presence_penalty)), "a number (0 is off)"),
+            ("frequency_penalty", math.isfinite(_single(self.frequency_penalty)), "a number (0 is off)"),
         ):
             if not good:
                 raise UserError(f"{name} must be {meaning}, found {getattr(self, name)!r}")
+        for token, bias in self.logit_bias.items():
+            if not _single(bias) < math.inf:
+                raise UserError(f"logit_bias: token {token}: {bias!r} is not a number below infinity")
+
+
+def _single(value: float) -> float:
+    """The value as it will be computed with."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 @dataclass(frozen=True)
@@ -68,16 +83,21 @@ class Choice:
     top: tuple[tuple[int, float], ...] | None = None
 
 
-_FIRST = 256
+WEIGHT_BITS = 40
+"""A weight is a whole number of 2^-40: what is less likely than 2^-41 of the best token is never drawn."""
+
+_MASK = (1 << 64) - 1
+
+
+def draw_bits(seed: int, step: int) -> int:
+    """Return 53 bits that depend on (seed, step) only: SplitMix64 of both."""
+    state = _mix((seed & _MASK) ^ 0x9E3779B97F4A7C15)
+    return _mix((state + (step + 1) * 0x9E3779B97F4A7C15) & _MASK) >> 11
 
 
 def uniform(seed: int, step: int) -> float:
-    """Return a number in [0, 1) that depends on (seed, step) only: SplitMix64 of both, upper 53 bits."""
-    state = _mix((seed & _MASK) ^ 0x9E3779B97F4A7C15)
-    return (_mix((state + (step + 1) * 0x9E3779B97F4A7C15) & _MASK) >> 11) * 2.0**-53
-
-
-_MASK = (1 << 64) - 1
+    """Return `draw_bits` as a number in [0, 1)."""
+    return draw_bits(seed, step) * 2.0**-53
 
 
 def _mix(z: int) -> int:
@@ -86,19 +106,42 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
+def weights(values: np.ndarray, best: float, temperature: float) -> np.ndarray:
+    """Return exp((values - best) / temperature) in whole numbers of 2^-40, int64.
+
+    The exponential is spelt out (x = k ln 2 + r, the series of exp(r) to r^11), since no two libraries'
+    agree in the last bit; every operation is one of float64 and rounds once.
+    """
+    with np.errstate(over="ignore"):
+        inverse = min(float(np.float64(1) / temperature), 1.7976931348623157e308)
+        x = np.maximum((values.astype(np.float64) - best) * inverse, -64.0)
+    k = (x * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0
+    r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10
+    p = np.full_like(r, 1 / 39916800)
+    for divisor in (3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1):
+        p = p * r + 1 / divisor
+    return np.rint(np.ldexp(p, k.astype(np.int64) + WEIGHT_BITS)).astype(np.int64)
+
+
+NOT_FINITE_HINT = "the weights are damaged, or their values overflow the number format of this file"
+
+
 def check_logits(logits: np.ndarray) -> np.ndarray:
     """Return `logits`, or raise EngineError when any of them is NaN or infinite."""
     if not np.isfinite(logits).all():
         bad = int(np.size(logits) - np.isfinite(logits).sum())
         raise EngineError(
             f"the model produced {bad} logits of {np.size(logits)} that are not finite",
-            hint="the weights are damaged, or their values overflow the number format of this file",
+            hint=NOT_FINITE_HINT,
         )
     return logits
 
 
 class Sampler:
-    """Chooses the tokens of one answer, in order. `choose` looks; `accept` moves on."""
+    """Chooses the tokens of one answer, in order. `choose` looks; `accept` moves on.
+
+    Raises UserError when `sampling` biases a token outside the vocabulary.
+    """
 
     def __init__(
         self,
@@ -110,6 +153,7 @@ class Sampler:
         num_logprobs: int | None = None,
     ) -> None:
         self.sampling = sampling
+        self.prompt = prompt
         self.answer: list[int] = []
         self.vocab_size = vocab_size
         self._token_mask = token_mask
@@ -117,30 +161,23 @@ class Sampler:
         for token in sampling.logit_bias:
             if not 0 <= token < vocab_size:
                 raise UserError(f"logit_bias: token {token} is outside the vocabulary of {vocab_size}")
-        self._bias_ids = np.array(list(sampling.logit_bias), dtype=np.int64)
-        self._bias = np.array(list(sampling.logit_bias.values()), dtype=np.float32)
-        self._seen_V = np.zeros(vocab_size, dtype=bool)
-        self._seen_V[np.asarray(prompt, dtype=np.int64)] = True
-        self._counts_V = np.zeros(vocab_size, dtype=np.float32)
 
     def fork(self) -> Sampler:
         """Return a copy that can run ahead of this one: same settings, same answer so far."""
         ahead = copy.copy(self)
         ahead.answer = list(self.answer)
-        ahead._seen_V, ahead._counts_V = self._seen_V.copy(), self._counts_V.copy()
         ahead._num_logprobs = None
         return ahead
 
     def accept(self, token: int) -> None:
         """Add a token to the answer, so that penalties and the next draw know it."""
         self.answer.append(token)
-        self._seen_V[token] = True
-        self._counts_V[token] += 1
 
     def choose(self, logits_V: np.ndarray) -> Choice:
         """Return the next token for these float32 logits [V]; the sampler stays where it is.
 
-        Raises EngineError when a logit is NaN or infinite, or when the mask allows no token.
+        Raises EngineError when a logit is NaN or infinite, before or after bias and penalties, or when
+        the mask allows no token.
         """
         check_logits(logits_V)
         adjusted = self._adjust(logits_V)
@@ -148,83 +185,68 @@ class Sampler:
             token = int(np.argmax(adjusted))
         else:
             token = self._draw(adjusted)
-        if adjusted[token] == -np.inf:
-            raise EngineError("no token is allowed here: the mask or the bias rules out the whole vocabulary")
         if self._num_logprobs is None:
             return Choice(token)
         logprobs = log_softmax(logits_V)
-        top = tuple((int(i), float(logprobs[i])) for i in largest(logprobs, self._num_logprobs))
+        top = tuple((int(i), float(logprobs[i])) for i in largest(logits_V, self._num_logprobs))
         return Choice(token, float(logprobs[token]), top)
+
+    def mask_bits(self) -> np.ndarray | None:
+        """What the token mask allows next, as bits; None when there is none or it allows all tokens."""
+        allowed = self._token_mask(self.answer) if self._token_mask is not None else None
+        if allowed is None:
+            return None
+        words = -(-self.vocab_size // 32)
+        if np.shape(allowed) == (words,) and allowed.dtype == np.uint32:
+            return np.ascontiguousarray(allowed)
+        if np.shape(allowed) != (self.vocab_size,):
+            raise EngineError(f"the token mask has shape {np.shape(allowed)}, not {(self.vocab_size,)}")
+        packed = np.zeros(4 * words, np.uint8)
+        bits = np.packbits(np.asarray(allowed, dtype=bool), bitorder="little")
+        packed[: bits.size] = bits
+        return packed.view("<u4")
 
     def _adjust(self, logits_V: np.ndarray) -> np.ndarray:
         s = self.sampling
         out = logits_V.astype(np.float32, copy=True)
-        if self._bias_ids.size:
-            out[self._bias_ids] += self._bias
-        if s.repetition_penalty != 1:
-            penalty = np.float32(s.repetition_penalty)
-            seen = out[self._seen_V]
-            out[self._seen_V] = np.where(seen > 0, seen / penalty, seen * penalty)
-        if s.presence_penalty:
-            out -= np.float32(s.presence_penalty) * (self._counts_V > 0)
-        if s.frequency_penalty:
-            out -= np.float32(s.frequency_penalty) * self._counts_V
-        if self._token_mask is not None:
-            allowed = self._token_mask(self.answer)
-            if allowed is not None:
-                if np.shape(allowed) != (self.vocab_size,):
-                    raise EngineError(
-                        f"the token mask has shape {np.shape(allowed)}, not {(self.vocab_size,)}"
-                    )
-                out[~np.asarray(allowed, dtype=bool)] = -np.inf
+        with np.errstate(over="ignore", invalid="ignore"):
+            for token, bias in s.logit_bias.items():
+                out[token] += np.float32(bias)
+            if s.repetition_penalty != 1:
+                penalty = np.float32(s.repetition_penalty)
+                seen_V = np.zeros(self.vocab_size, dtype=bool)
+                seen_V[np.array([*self.prompt, *self.answer], dtype=np.int64)] = True
+                seen = out[seen_V]
+                out[seen_V] = np.where(seen > 0, seen / penalty, seen * penalty)
+            if s.presence_penalty or s.frequency_penalty:
+                answer = np.array(self.answer, dtype=np.int64)
+                counts_V = np.bincount(answer, minlength=self.vocab_size).astype(np.float32)
+                out -= np.float32(s.presence_penalty) * (counts_V > 0)
+                out -= np.float32(s.frequency_penalty) * counts_V
+        words = self.mask_bits()
+        if words is not None:
+            bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.vocab_size]
+            out[bits == 0] = -np.inf
+        if bad := int((~(out < np.inf)).sum()):
+            raise EngineError(f"bias and penalties make {bad} logits infinite")
+        if out.max() == -np.inf:
+            raise EngineError("no token is allowed here: the mask or the bias rules out the whole vocabulary")
         return out
 
     def _draw(self, adjusted_V: np.ndarray) -> int:
         s = self.sampling
-        best = np.float64(adjusted_V.max())
-        if best == -np.inf:
-            return int(np.argmax(adjusted_V))
-
-        def weights(values: np.ndarray) -> np.ndarray:
-            # float64: sums over a vocabulary must not decide a draw by rounding.
-            return np.exp((values.astype(np.float64) - best) / s.temperature)
-
-        draw = uniform(s.seed, len(self.answer))
-        if s.top_k:
-            ids = largest(adjusted_V, s.top_k)
-            weight = weights(adjusted_V[ids])
-            cumulative = np.cumsum(weight)
-            return self._among(ids, weight, cumulative, float(cumulative[-1]), draw)
-        # Sorting a vocabulary costs milliseconds, and nearly always its first few hundred decide.
-        weight_V = weights(adjusted_V)
-        total, count = float(weight_V.sum()), _FIRST
-        while True:
-            ids = largest(adjusted_V, count)
-            weight = weight_V[ids]
-            cumulative = np.cumsum(weight)
-            if s.top_p < 1 or s.min_p:
-                enough = s.top_p < 1 and cumulative[-1] >= s.top_p * total
-                enough = enough or (s.min_p > 0 and weight[-1] < s.min_p)
-            else:
-                enough = draw * total < cumulative[-1]
-            if enough or ids.size == adjusted_V.size:
-                return self._among(ids, weight, cumulative, total, draw)
-            count *= 8
-
-    def _among(
-        self, ids: np.ndarray, weight: np.ndarray, cumulative: np.ndarray, total: float, draw: float
-    ) -> int:
-        """Cut to top_p and min_p and draw; `total` is the weight of all that could be in `ids`."""
-        s = self.sampling
+        ids = largest(adjusted_V, s.top_k or self.vocab_size)
+        weight = weights(adjusted_V[ids], float(adjusted_V[ids[0]]), s.temperature)
+        cumulative = np.cumsum(weight)
         keep = ids.size
         if s.top_p < 1:
-            reached = cumulative >= s.top_p * total
+            reached = cumulative >= max(1, math.ceil(s.top_p * float(cumulative[-1])))
             keep = int(np.argmax(reached)) + 1 if reached.any() else keep
         if s.min_p:
-            keep = min(keep, int((weight >= s.min_p).sum()))
-        mass = float(cumulative[keep - 1]) if s.top_p < 1 or s.min_p else total
-        at = int(np.searchsorted(cumulative[:keep], draw * mass, side="right"))
-        return int(ids[min(at, keep - 1)])
+            below = weight < math.ceil(s.min_p * 2**WEIGHT_BITS)
+            keep = min(keep, int(np.argmax(below))) if below.any() else keep
+        target = draw_bits(s.seed, len(self.answer)) * int(cumulative[keep - 1]) >> 53
+        return int(ids[np.searchsorted(cumulative[:keep], target, side="right")])
 
 
 def largest(values_V: np.ndarray, count: int) -> np.ndarray:

@@ -266,3 +266,37 @@ def test_bad_grammars_are_refused(byte_model: engine.Engine) -> None:
         byte_model.generate("x", grammar=Grammar.regex("a"), stop_ids=[])
     with pytest.raises(UserError, match="one of them"):
         byte_model.generate("x", grammar=Grammar.regex("a"), token_mask=lambda _: None)
+
+
+# Stop strings, when a token is less than a character
+
+
+@pytest.mark.parametrize("stop", ["é!", "!é", "ü", "aé!éü", "üx never"])
+@pytest.mark.parametrize("lookup", [0, 3])
+def test_stop_strings_inside_characters(byte_model: engine.Engine, stop: str, lookup: int) -> None:
+    """The answer is forced byte by byte: a stop string begins and ends within tokens' borders, in the
+    middle of a guess or not, and half a character is never shown."""
+    text = "aé!éü"
+    tokenizer = byte_model.tokenizer
+    one = {
+        tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1
+    }
+    ids = [one[bytes([b])] for b in text.encode()]
+
+    def force(answer: Any) -> np.ndarray:
+        allowed = np.zeros(byte_model.config.vocab_size, dtype=bool)
+        allowed[ids[len(answer)] if len(answer) < len(ids) else sorted(byte_model.stop_ids)[0]] = True
+        return allowed
+
+    # The prompt repeats the answer, so that guesses run over the end of a stop string.
+    stream = byte_model.generate(
+        [*ids, *ids, *ids], token_mask=force, stop=[stop], stream=True, lookup=lookup
+    )
+    pieces = [chunk.text for chunk in stream]
+    found = text.find(stop)
+    assert "".join(pieces) == stream.result.text == (text if found < 0 else text[:found])
+    assert stream.result.finish_reason == "stop"
+    assert (stream.result.stopped_by == stop) == (found >= 0)
+    if found >= 0:
+        assert len(stream.result.tokens) == len(text[: found + len(stop)].encode())
+    assert lookup == 0 or stream.result.accepted_tokens > 0
