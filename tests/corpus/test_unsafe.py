@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import pytest
 from toy_pages import paragraph
 
 from pocketphi.corpus.document import Document
+from pocketphi.corpus.educational import metrics
 from pocketphi.corpus.rules import rules
 from pocketphi.corpus.rules.batch import Batch
 from pocketphi.corpus.rules.unsafe import MAX_WINDOWS, MODEL_PATH, WINDOW_CHARS, unsafe_share, windows
+from pocketphi.evals.data import DataFile, read
 
 LIMIT = rules["unsafe_share"].max
 HATE = (
@@ -81,3 +86,25 @@ def test_other_languages_and_curated_sources_are_not_judged() -> None:
 
 def test_the_file_is_small() -> None:
     assert MODEL_PATH.stat().st_size < 1 << 19
+
+
+def test_collections_that_played_no_part_in_training(shared_data: Path) -> None:
+    """Prompts that ask for abuse against harmless instructions; textbooks whose licence kept them out."""
+
+    def rows(name: str, step: int, most: int) -> list[dict]:
+        return list(islice(read(DataFile(shared_data / name, ""), ()), 0, step * most, step))
+
+    prompts = [
+        row["prompt"]
+        for row in rows("safety/do_not_answer.jsonl.zst", 1, 939)
+        if row["file"].startswith("discrimination")
+    ]
+    name = "safety/harmless_instructions_refusal_direction.jsonl.zst"
+    harmless = [row["instruction"] for row in rows(name, 30, 1000)]
+    assert metrics.roc_auc(unsafe_share(prompts), unsafe_share(harmless)) > 0.9
+    books = [
+        row["text"]
+        for row in rows("corpus/textbooks-openstax.jsonl.zst", 9, 600)
+        if "-nc" in row["license"].lower()
+    ]
+    assert len(books) > 300 and unsafe_share(books).max() < LIMIT
