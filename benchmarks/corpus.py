@@ -2,11 +2,11 @@
 
     python benchmarks/corpus.py --peer-python ENV/bin/python [--pages 400] [--rounds 2]
 
-ENV holds datatrove with its extractors and filters (`pip install 'datatrove[processing]' orjson lxml_html_clean`). Both
+ENV holds datatrove with its extractors and filters (`pip install 'datatrove[processing]' spacy orjson lxml_html_clean`). Both
 sides read the same JSON lines of raw pages and run one after the other on one core, A B A B:
 
 - ours: reading, extraction, every rule (language, Gopher, C4, FineWeb, repetition, boilerplate, personal data,
-  unsafe words, addresses), the educational score;
+  unsafe text, addresses), the educational score;
 - datatrove: JsonlReader, its default extractor (Trafilatura), URLFilter, GopherRepetitionFilter,
   GopherQualityFilter, C4QualityFilter, FineWebQualityFilter, PIIFormatter. Its language filter needs a model
   from the net and is left out, and it has no educational score: it does less. Its filters drop documents early.

@@ -293,8 +293,11 @@ def test_plain_text_markdown_and_folders(tmp_path: Path) -> None:
 
 
 def test_local_copy_of_a_hugging_face_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Before the import, which reads them: no network, no reports, no cache but the test's own.
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    pytest.importorskip("datasets", reason="the package datasets is not installed (pip install datasets)")
     folder = tmp_path / "owner-name"
     (folder / "data").mkdir(parents=True)
     columns = {"text": [paragraph(i) for i in range(7)], "url": [f"https://a.org/{i}" for i in range(7)]}

@@ -62,6 +62,7 @@ REJECTED = {
     * 3,
     "pii_per_100_words": " ".join(f"Call {i}: mail person{i}@mail.de now." for i in range(40)),
     "unsafe_per_100_words": "porn pics xxx sluts porn whores " * 10,
+    "unsafe_share": "I hate muslims and jews, they are filth and should be killed, the stupid bastards. " * 8,
 }
 REJECTED |= {f"top_{n}gram": "cold water again " * 40 for n in (2, 3, 4)}
 REJECTED |= {f"repeated_{n}grams": f"{SENTENCE} " * 8 for n in range(5, 11)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pocketphi.corpus.engines.wire import pack, unpack
 from pocketphi.corpus.parts import Chunk, Folders
 
 _MAX_LOSSES = 3
+_START_TRIES = 3  # of Ray on this machine: on a busy one its processes may come too late
 _QUEUED = 2  # chunks per actor: one at work, one on its way
 
 
@@ -51,29 +53,48 @@ def run_chunks(config: CorpusConfig, folders: Folders, chunks: Iterable[Chunk]) 
     """Have all chunks processed on a Ray cluster; yields summaries as `engines.local.run_chunks` does.
 
     Connects to `config.ray_address`, or starts Ray on this machine. Raises UserError when Ray is not
-    installed or the address does not answer, DataError when a chunk takes down three actors.
+    installed, cannot be started or the address does not answer, DataError when a chunk takes down three actors.
     """
     try:
         import ray
     except ImportError:
         raise UserError("engine 'ray' needs the package ray", hint="pip install 'pocketphi[ray]'") from None
-    root = str(Path(pocketphi.__file__).resolve().parents[1])
     ours = not ray.is_initialized()
     if ours:
-        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if config.ray_address:
-            settings["address"] = config.ray_address
-        else:
-            settings |= {"num_cpus": local.num_workers(config), "include_dashboard": False}
-        try:
-            ray.init(runtime_env={"env_vars": {"PYTHONPATH": root}}, **settings)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"no Ray cluster at {config.ray_address}: {error}") from None
+        _connect(ray, config)
     try:
         yield from _run(ray, config, folders, chunks)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(ray: Any, config: CorpusConfig) -> None:
+    root = str(Path(pocketphi.__file__).resolve().parents[1])
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "error",
+        "runtime_env": {"env_vars": {"PYTHONPATH": root}},
+    }
+    if config.ray_address:
+        try:
+            ray.init(address=config.ray_address, **settings)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"no Ray cluster at {config.ray_address}: {error}") from None
+        return
+    # Ray reports its use to its makers unless told otherwise; documents are nobody's business.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for attempt in range(_START_TRIES):
+        try:
+            ray.init(num_cpus=local.num_workers(config), include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray waits 30 s for its own processes and then raises a bare Exception
+            ray.shutdown()
+            if attempt == _START_TRIES - 1:
+                raise UserError(
+                    f"Ray cannot be started on this machine: {error}",
+                    hint="set engine to local: the output is the same",
+                ) from None
 
 
 def _run(

@@ -82,7 +82,7 @@ declare(
 )
 
 # Imported for their registrations; the order is the order of columns and of reasons.
-from pocketphi.corpus.rules import language, origin, quality, repetition, safety  # noqa: E402, F401
+from pocketphi.corpus.rules import language, origin, quality, repetition, safety, unsafe  # noqa: E402, F401
 
 
 @dataclass(frozen=True)
