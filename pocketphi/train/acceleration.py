@@ -12,7 +12,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pocketphi.core.errors import ConfigError
 from pocketphi.model.attention import AttentionMask, make_mask, visible
 from pocketphi.model.config import ModelConfig
 from pocketphi.model.layers import gated_silu
-from pocketphi.model.transformer import PhiForCausalLM
+from pocketphi.model.transformer import Block, PhiForCausalLM
 from pocketphi.train.float8 import Float8Config, use_float8
 
 
@@ -55,7 +55,7 @@ def accelerate(model: PhiForCausalLM, config: AccelerationConfig) -> PhiForCausa
         model.mask_builder = functools.partial(flex_mask, always=config.attention == "flex")
     if on_gpu:
         for layer in model.model.layers:
-            layer.mlp.activation = fused_gated_silu
+            cast(Block, layer).mlp.activation = fused_gated_silu
     if config.compile:
         for layer in model.model.layers:
             layer.compile(fullgraph=True, dynamic=False)

@@ -19,7 +19,7 @@ from toy_pages import page, paragraph
 
 from pocketphi import corpus
 from pocketphi.core.errors import DataError, UserError
-from pocketphi.corpus import CorpusConfig, InputConfig, readers
+from pocketphi.corpus import CorpusConfig, InputConfig, pipeline, readers
 from pocketphi.corpus.processing import Processor
 
 LIMIT = 1 << 20
@@ -316,9 +316,9 @@ def test_local_copy_of_a_hugging_face_dataset(tmp_path: Path, monkeypatch: pytes
         raws(f"hf:{tmp_path / 'missing'}")
     # A changed copy is another corpus: the earlier one is not taken for it.
     settings = CorpusConfig(inputs=(f"hf:{folder}",))
-    before = corpus.pipeline.source_identity(settings)
+    before = pipeline.source_identity(settings)
     (folder / "data/more.txt").write_text("x")
-    assert corpus.pipeline.source_identity(settings) != before
+    assert pipeline.source_identity(settings) != before
 
 
 @pytest.mark.parametrize(
