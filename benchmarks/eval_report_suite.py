@@ -55,8 +55,7 @@ def main() -> None:
         write_random(file, random_weights(shape, type="Q4_0"), embedded.tokenizer)
     parameters: dict[str, Any] = {"parameters": shape.num_parameters, "model_bytes": file.stat().st_size}
     whole = evals.EvalConfig(suite="phi3-report", data_dir=options.data)
-    print(tables.planned(forecast.by_task(whole, parameters)), flush=True)
-    print(json.dumps(forecast.plan(whole, parameters)), flush=True)
+    show_plan(whole, parameters)
 
     server = serve(embedded, "pocket.gguf")
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,8 +70,7 @@ def main() -> None:
         judge_tries=1,
         timeout_s=3600,
     )
-    planned = {row["task"]: row for row in forecast.by_task(config, parameters)}
-    print(json.dumps(forecast.plan(config, parameters)), flush=True)
+    planned = {row["task"]: row for row in show_plan(config, parameters)}
     started, busy = time.monotonic(), processor_s()
     found = evals.run(config, {"model": file}, out=options.out / "eval")
     total = {"wall_s": round(time.monotonic() - started, 1), "processor_s": round(processor_s() - busy, 1)}
@@ -85,6 +83,14 @@ def main() -> None:
         print(json.dumps(kept))
     print(json.dumps(total))
     server.shutdown()
+
+
+def show_plan(config: evals.EvalConfig, model: dict[str, Any]) -> list[dict[str, Any]]:
+    rates = forecast.machine_rates()
+    rows = forecast.by_task(config, model, rates)
+    print(tables.planned(rows), flush=True)
+    print(json.dumps(forecast.totals(rows, model, rates)), flush=True)
+    return rows
 
 
 def write_random(file: Path, weights: Weights, tokenizer: Tokenizer) -> None:

@@ -155,9 +155,11 @@ def plan(
         assignments.append(f"data_dir={tables.yaml_text(data)}")
     config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
     shape = {"model_name": model}
-    rows = forecast.by_task(config, shape)
+    rates = forecast.machine_rates()
+    rows = forecast.by_task(config, shape, rates)
+    figures = forecast.totals(rows, shape, rates)
     if as_json:
-        print_json({**forecast.totals(rows, shape), "tasks": rows})
+        print_json({**figures, "tasks": rows})
         return
     typer.echo(tables.planned(rows) + "\n")
-    print_figures(forecast.totals(rows, shape), as_json=False)
+    print_figures(figures, as_json=False)
