@@ -7,7 +7,9 @@ it through `pocketphi.model`); `--gguf` adds a run of ours on the engine, and `-
 the folder first, by letting transformers dequantise the GGUF file. Prints one row per task: items, equal
 choices, equal length-normalised choices, largest difference of a log-likelihood, seconds of each. With
 `--engine` on a GGUF file in F32 (`phi quantize FOLDER --type f32`) all three have identical weights, and
-`engine_equals_torch` counts the items on which our two back ends choose alike.
+`engine_equals_torch` counts the items on which our two back ends choose alike. `--splits` scores every item
+again in other cuts (torch in batches of 1 and of 16, the engine in passes of 16 tokens) and counts the items
+on which all of them choose as the run they are cuts of.
 
 Independent judge: lm-eval's tasks are taken from its own YAML files; only where the rows come from is
 replaced by local files. Needs: lm-eval, transformers, datasets, accelerate.
@@ -20,11 +22,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pocketphi import evals
+from pocketphi import engine, evals
 from pocketphi.evals import data as benchmark_data
 from pocketphi.evals import published
 from pocketphi.evals.loading import load_task
@@ -86,11 +89,16 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--folder-from-gguf", action="store_true")
     parser.add_argument("--engine", action="store_true", help="score the GGUF file on the engine too")
+    parser.add_argument("--splits", action="store_true", help="score in other batches and passes too")
     parser.add_argument("--limit", type=int, default=40, help="items of each task; 0 takes all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
-        "--tasks", nargs="*", default=list(TASKS), metavar="TASK[=LIMIT]", help="in this order"
+        "--tasks",
+        nargs="*",
+        default=list(TASKS),
+        metavar="TASK[=LIMIT[:SKIP]]",
+        help="in this order; SKIP leaves out what a run with that limit drew",
     )
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--subjects", type=int, default=4, help="MMLU subjects")
@@ -114,12 +122,15 @@ def main() -> None:
     everywhere = options.limit
     for entry in options.tasks:
         name, _, own = entry.partition("=")
-        options.limit = int(own) if own else everywhere
+        limit, _, skip = own.partition(":")
+        options.limit = int(limit) if limit else everywhere
+        options.skip = int(skip) if skip else 0
         row = compare_task(name, judge, options)
         rows.append(row)
         print(json.dumps(row), flush=True)
     total: Row = {"items": sum(r["n"] for r in rows)}
-    for key in ("equal_choices", "equal_norm", "engine_equal_choices", "engine_equals_torch"):
+    counted = ("equal_choices", "equal_norm", "engine_equal_choices", "engine_equals_torch", *SPLITS)
+    for key in counted:
         if all(key in r for r in rows):
             total[key] = sum(r[key] for r in rows)
             total[f"{key}_share"] = round(total[key] / total["items"], 5)
@@ -169,13 +180,60 @@ def compare_task(name: str, judge: Judge, options: argparse.Namespace) -> Row:
             result[f"{label}_s"] = round(seconds, 1)
         if len(by_backend) == 2:
             pairs = [(by_backend["torch"][key], by_backend["engine"][key]) for key in by_backend["torch"]]
-            alike = [(a["pred"], a.get("pred_norm")) == (b["pred"], b.get("pred_norm")) for a, b in pairs]
-            result["engine_equals_torch"] = sum(alike)
+            result["engine_equals_torch"] = sum(choice(a) == choice(b) for a, b in pairs)
             result["engine_from_torch"] = round(
                 max(abs(x - y) for a, b in pairs for x, y in zip(a["logprobs"], b["logprobs"])), 5
             )
+        if options.splits:
+            for label, (back_end, settings) in SPLITS.items():
+                if back_end not in by_backend:
+                    continue
+                here = evals.EvalConfig(**{**vars(config), "data_dir": place, "limit": None, **settings})
+                with passes_of(16) if back_end == "engine" else nullcontext():
+                    model = options.gguf if back_end == "engine" else options.folder
+                    found = evals.run(here, {"model": model}, out=place / f"out-{label}")
+                ours = [json.loads(line) for line in found.file("items.jsonl").read_text().splitlines()]
+                whole = by_backend[back_end]
+                result[label] = sum(choice(o) == choice(whole[(o["group"], o["id"])]) for o in ours)
         result["lm_eval_s"] = round(their_seconds, 1)
     return result
+
+
+# Other cuts of the same work: the back end, and what is set differently.
+SPLITS: dict[str, tuple[str, Row]] = {
+    "torch_batch_1": ("torch", {"batch_size": 1}),
+    "torch_batch_16": ("torch", {"batch_size": 16}),
+    "engine_passes_of_16": ("engine", {}),
+}
+
+
+def choice(item: Row) -> tuple[Any, Any]:
+    return item["pred"], item.get("pred_norm")
+
+
+@contextmanager
+def passes_of(size: int) -> Iterator[None]:
+    """Let the engine read what it is given in passes of `size` tokens."""
+    import numpy as np
+
+    whole = engine.load
+
+    def in_pieces(*arguments: Any, **more: Any) -> engine.Engine:
+        loaded = whole(*arguments, **more)
+        forward = loaded.backend.forward
+
+        def cut(session: Any, ids: Any, want: Any = "last") -> Any:
+            rows: list[Any] = [forward(session, ids[i : i + size], want) for i in range(0, len(ids), size)]
+            return np.concatenate(rows) if want == "all" else rows[-1]
+
+        loaded.backend.forward = cut  # type: ignore[method-assign]
+        return loaded
+
+    engine.load = in_pieces
+    try:
+        yield
+    finally:
+        engine.load = whole
 
 
 def place_rows(
@@ -188,7 +246,7 @@ def place_rows(
         # All subjects weigh alike here; the judge knows one task per subject.
         subjects = sorted({q.group for q in load_task(config, task, None).items})[: options.subjects]
         kept = [i for i, r in enumerate(raw) if r["subject"] in subjects]
-        kept = [kept[i] for i in pick((str(i) for i in kept), options.limit, name)]
+        kept = [kept[i] for i in drawn([str(i) for i in kept], options, name)]
         write(place / f"{task.file}.jsonl", [raw[i] for i in kept])
         write(
             place / "mmlu.dev.jsonl",
@@ -198,13 +256,20 @@ def place_rows(
     everything = load_task(config, task, None).items
     if task.shots_file == task.file and task.shots:
         raise SystemExit(f"{name}: shots come from the scored rows, the judge cannot draw them")
-    chosen = pick((q.id for q in everything), options.limit, task.name)
+    chosen = drawn([q.id for q in everything], options, task.name)
     write(place / f"{task.file}.jsonl", [raw[i] for i in chosen])
     if task.shots and task.shots_file:
         write(
             place / f"{task.shots_file}.jsonl",
             list(benchmark_data.read(benchmark_data.require(options.data, task.shots_file), ())),
         )
+
+
+def drawn(ids: list[str], options: argparse.Namespace, salt: str) -> list[int]:
+    """The positions of `limit` items after the first `skip` of the draw: a larger draw holds a smaller one."""
+    skip = getattr(options, "skip", 0)
+    before = set(pick(ids, skip, salt))
+    return [i for i in pick(ids, options.limit and options.limit + skip, salt) if i not in before]
 
 
 def differences(ours: list[Row], theirs: list[Row], name: str) -> Row:

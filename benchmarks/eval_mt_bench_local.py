@@ -5,6 +5,7 @@
 Starts an OpenAI-compatible endpoint on the engine (this process, standard library), lets MODEL answer and
 the judge rate through it, then compares MODEL's answers with themselves in both orders. A judge that says
 who wins there shows its taste for a position: a fair one says tie. Prints the figures as JSON.
+`--out` keeps what was written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=2)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--no-pairs", action="store_true")
+    parser.add_argument("--out", type=Path, help="keep the records (answers, judgements) in this folder")
     options = parser.parse_args()
     judge_file = options.judge or options.gguf
     judge_model = engine.load(judge_file, num_threads=options.threads)
@@ -43,7 +46,7 @@ def main() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/v1"
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(options.out) if options.out else tempfile.TemporaryDirectory() as folder:
         config = evals.EvalConfig(
             tasks=["mt_bench"],
             data_dir=options.data,

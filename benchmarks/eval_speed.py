@@ -10,7 +10,10 @@ Two peers, in turn with ours on the same rows:
 
 Prints a row per task with seconds, ratios and the share of equal choices, and a line of totals. Loading
 models is not counted on any side. Quiet machines only: every side uses --threads threads.
-Needs: lm-eval, datasets here; llama-cpp-python[server] in the environment of --peer-python.
+The server takes 40 ms of one core for every token of a prompt, most of it sorting its vocabulary in Python:
+--limit 5 of the default tasks is a quarter of an hour.
+Needs: lm-eval, datasets here; llama-cpp-python[server] in the environment of --peer-python. Where llama.cpp ends
+in ggml_backend_amx_mul_mat (processors with AMX), it must be built with GGML_NATIVE=OFF and the AVX-512 switches.
 """
 
 from __future__ import annotations

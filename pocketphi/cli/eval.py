@@ -146,7 +146,7 @@ def plan(
 ) -> None:
     """Forecast tokens and hours of a suite on this CPU and on one H100, without a model."""
     from pocketphi import evals
-    from pocketphi.evals import tables
+    from pocketphi.evals import forecast, tables
 
     assignments = list(settings or [])
     if suite is not None:
@@ -154,4 +154,12 @@ def plan(
     if data is not None:
         assignments.append(f"data_dir={tables.yaml_text(data)}")
     config = stage_config(evals.EvalConfig, "eval", recipe, assignments)
-    print_figures(evals.plan(config, {"model_name": model}), as_json=as_json)
+    shape = {"model_name": model}
+    rates = forecast.machine_rates()
+    rows = forecast.by_task(config, shape, rates)
+    figures = forecast.totals(rows, shape, rates)
+    if as_json:
+        print_json({**figures, "tasks": rows})
+        return
+    typer.echo(tables.planned(rows) + "\n")
+    print_figures(figures, as_json=False)

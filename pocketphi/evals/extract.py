@@ -89,6 +89,9 @@ _UNITS = re.compile(
     r"|degrees?|dollars?|cents?|hours?|minutes?|seconds?|days?|weeks?|months?|years?|points?)\.?$"
 )
 
+# What may stand before "=" when the value after it is the answer: x, x_1, AB, f(2), \\angle ABC.
+_NAME = re.compile(r"(?:\\[a-z]+)?[A-Za-z]{0,3}(?:_\{?\w+\}?)?(?:\([^=]*\))?")
+
 
 def boxed(text: str) -> str | None:
     r"""Content of the last \boxed{...} or \fbox{...}, with balanced braces; None when there is none."""
@@ -147,9 +150,10 @@ def normal_math(text: str) -> str:
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\s+", "", text).rstrip(".")
-    # "x = 5" is 5, but "x = 5, y = 2" stays whole.
-    if text.count("=") == 1 and len(text.split("=")[0]) <= 2:
-        text = text.split("=")[1]
+    # "x = 5" and "g(f(-3)) = 1" are 5 and 1, but "x = 5, y = 2" and "2x + 1 = 7" stay whole.
+    name, equals, value = text.partition("=")
+    if equals and "=" not in value and _NAME.fullmatch(name):
+        text = value
     text = re.sub(r"^(-?)\.(\d)", r"\g<1>0.\2", text)
     return text
 

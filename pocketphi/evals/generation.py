@@ -58,9 +58,14 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
     return [journal.records[(label, p.id)] for p in each.items]
 
 
+def prefix(each: Loaded, prompt: Prompt) -> str:
+    """The few-shot text that stands before a prompt, that of its group."""
+    return each.prefix.get(prompt.group, each.prefix.get("", ""))
+
+
 def full_prompt(each: Loaded, prompt: Prompt) -> str:
     """The few-shot text of the prompt's group, and the prompt."""
-    return each.prefix.get(prompt.group, each.prefix.get("", "")) + prompt.prompt
+    return prefix(each, prompt) + prompt.prompt
 
 
 def version(each: Loaded) -> str:
@@ -115,7 +120,7 @@ def from_choice(each: Loaded) -> Loaded:
         stop=("\n\n", "\nQuestion:"),
         max_new_tokens=32,
     )
-    items, prefix = [], {}
+    items, before = [], {}
     for question in each.items:
         context = prompts.render(task, question).contexts[0]
         items.append(
@@ -127,7 +132,7 @@ def from_choice(each: Loaded) -> Loaded:
                 {"count": len(question.options), "options": list(question.options)},
             )
         )
-        if question.group not in prefix:
+        if question.group not in before:
             shown: list[Question] = each.shots.get(question.group, each.shots.get("", []))
-            prefix[question.group] = prompts.shots_text(task, shown, question.group)
-    return replace(each, task=turned, items=items, prefix=prefix, by_writing=True)
+            before[question.group] = prompts.shots_text(task, shown, question.group)
+    return replace(each, task=turned, items=items, prefix=before, by_writing=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,18 @@ def text(found: Artifact) -> str:
     beside = published.table(tree["tasks"])
     if beside:
         lines += ["", beside]
+    return "\n".join(lines)
+
+
+def planned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table that `phi eval plan` prints, one line per task."""
+    heads = ("items", "read", "shared", "written", "h here", "h H100")
+    keys = ("items", "tokens_read", "tokens_saved_by_sharing", "tokens_written", "cpu_hours", "h100_hours")
+    lines = [f"{'task':<34}" + "".join(f"{head:>12}" for head in heads)]
+    for row in rows:
+        cells = (f"{row[k]:12.4f}" if k.endswith("_hours") else f"{row[k]:12,}" for k in keys)
+        lines.append(f"{row['task']:<34}" + "".join(cells))
+    lines += [f"not counted: {r['task']}: {r['reason']}" for r in rows if r["reason"]]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from pocketphi.core.progress import duration
+from pocketphi.evals import published
 from pocketphi.report import plots
 from pocketphi.report.plots import short
 
@@ -87,7 +88,8 @@ def _tiles(figures: Mapping[str, Any]) -> str:
         tiles.append((_bytes(figures["model_file"]["bytes"]), "model file"))
     seconds = sum(r["actual_s"] or 0 for r in figures.get("forecast", []))
     if seconds:
-        tiles.append((duration(seconds), "from pages to chat"))
+        whole = figures.get("corpus") and figures.get("train")
+        tiles.append((duration(seconds), "from pages to chat" if whole else "all stages together"))
     if not tiles:
         return ""
     return (
@@ -209,9 +211,14 @@ def _scores(figures: Mapping[str, Any]) -> str:
     if found["skipped"]:
         items = "".join(f"<li>{_e(s['task'])}: {_e(s['reason'])}</li>" for s in found["skipped"])
         skipped = f"<details><summary>not scored</summary><ul>{items}</ul></details>"
+    beside = published.table(found["tasks"])
+    if beside:
+        beside = (
+            f"<details><summary>published scores of other models</summary><pre>{_e(beside)}</pre></details>"
+        )
     side = found["identity"]
     facts = "".join(
-        f'<span class="pill">{_e(k.replace("_", " "))}: {_e(str(v)[:24])}</span>'
+        f'<span class="pill">{_e(k.replace("_", " "))}: {_e(str(v)[:24] if k.endswith("sha256") else str(v))}</span>'
         for k, v in side.items()
         if v is not None
     )
@@ -220,7 +227,7 @@ def _scores(figures: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">Measured on {_e(found["model"])} in its own runtime.{limit} A score whose interval '
         f"touches the chance bar shows nothing.</p>{_columns(left, right)}"
-        f"<details><summary>what these scores depend on</summary><p>{facts}</p></details>"
+        f"{beside}<details><summary>what these scores depend on</summary><p>{facts}</p></details>"
     )
 
 

@@ -170,7 +170,8 @@ def scores(entries: Sequence[dict[str, Any]], width: float = 5.4) -> str:
         axes.set_yticks(range(len(entries)), [e["title"] for e in entries])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(entries) - 0.4, -0.6)
-        axes.set_xlim(0, max(1.0 if any(e["value"] > 0.7 for e in entries) else 0.8, 0))
+        ends = [e["value"] + 1.96 * (e["stderr"] or 0) for e in entries]
+        axes.set_xlim(0, 1.0 if max(ends, default=0) > 0.78 else 0.8)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f}%")

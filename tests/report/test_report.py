@@ -88,6 +88,8 @@ def test_page_shows_every_section(drawn: tuple[Path, artifact.Artifact, str]) ->
     assert "6m08s" in text  # 43 + 12 + 6.5 + 282 + 25 seconds
     assert text.count('<svg class="plot"') == 7
     assert "#0102" not in text, "a marker colour was not replaced"
+    assert "from pages to chat" in text and "published scores of other models" in text
+    assert "arXiv 2404.14219" in text and "not for subtraction" in text
 
 
 def test_hostile_text_stays_text(drawn: tuple[Path, artifact.Artifact, str]) -> None:
@@ -120,6 +122,9 @@ def test_a_part_of_a_run_is_enough(run_folder: Path) -> None:
     found = report.run(report.ReportConfig(), {"corpus": run_folder / "corpus"}, out=run_folder / "part")
     text = found.file("index.html").read_text()
     assert '<section id="data">' in text and '<section id="training">' not in text
+    scored = report.run(report.ReportConfig(), {"eval": run_folder / "eval"}, out=run_folder / "scored")
+    text = scored.file("index.html").read_text()
+    assert '<section id="scores">' in text and "from pages to chat" not in text
 
 
 def test_wrong_inputs_are_named(run_folder: Path, tmp_path: Path) -> None:

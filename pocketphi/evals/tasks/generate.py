@@ -208,11 +208,11 @@ _generate(
 )  # fmt: skip
 _generate(
     "math", "MATH", "math.test", ("problem", "solution"), source="Hendrycks et al., MIT",
-    hub="EleutherAI/hendrycks_math", version=2, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
+    hub="EleutherAI/hendrycks_math", version=3, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
 )  # fmt: skip
 _generate(
     "math500", "MATH-500", "math500.test", ("problem", "solution"), source="Hendrycks et al., MIT",
-    hub="HuggingFaceH4/MATH-500", version=2, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
+    hub="HuggingFaceH4/MATH-500", version=3, read=_math, score=_math_score, stop=("\n\nProblem:",), max_new_tokens=768,
 )  # fmt: skip
 _generate(
     "bbh", "BIG-Bench-Hard, chain of thought", "bbh.test", ("task", "input", "target"), source="suzgunmirac, MIT",
