@@ -21,15 +21,30 @@ int panel_of(int token, int tokens, int panels) {
   return p;
 }
 
+// Places of a panel of int8 activations in a step of so many tokens; panels of floats are narrow.
+int panel_places(const pp_model& m, int tokens) {
+  return m.kernels->wide_from && tokens * m.places >= m.kernels->wide_from ? kWidePlaces : kPanelPlaces;
+}
+
+// The panel of a token.
+struct Panel {
+  int first, count;
+  Panel(int token, int tokens, int places, int panel_places) {
+    const int panels = num_panels(tokens, places, panel_places), p = panel_of(token, tokens, panels);
+    first = panel_start(p, tokens, panels);
+    count = panel_start(p + 1, tokens, panels) - first;
+  }
+};
+
 // Puts one row of activations into its panels.
 void write_panels(pp_model& m, const float* row, int cols, int token, int tokens, bool as_int, bool as_float) {
-  const int panels = num_panels(tokens, m.places), p = panel_of(token, tokens, panels);
-  const int first = panel_start(p, tokens, panels), count = panel_start(p + 1, tokens, panels) - first;
   if (as_int) {
+    const auto [first, count] = Panel(token, tokens, m.places, panel_places(m, tokens));
     const size_t token_bytes = size_t(cols / kGroup) * kRecordBytes * size_t(m.places);
     m.kernels->quantize(row, cols, m.int_panels.data() + size_t(first) * token_bytes, token - first, count, m.places);
   }
   if (as_float) {
+    const auto [first, count] = Panel(token, tokens, m.places, kPanelPlaces);
     float* panel = m.float_panels.as<float>() + size_t(first) * cols + (token - first);
     if (count == 1) memcpy(panel, row, size_t(cols) * sizeof(float));
     else
@@ -69,7 +84,6 @@ struct Product {
 
 // The prepared input times every matrix. Tiles of all of them are one job.
 void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, size_t out_stride, int epilogue) {
-  const int panels = num_panels(tokens, m.places);
   size_t bytes = 0;
   int tiles = 0;
   for (const Product& p : products) {
@@ -89,8 +103,9 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
     call.panels = call.float_panels ? m.float_panels.data() : m.int_panels.data();
     call.num_tokens = tokens;
     call.places = m.places;
+    call.panel_places = call.float_panels ? kPanelPlaces : panel_places(m, tokens);
     call.panel_begin = 0;
-    call.panel_end = panels;
+    call.panel_end = num_panels(tokens, m.places, call.panel_places);
     call.out = p.out;
     call.out_stride = out_stride;
     call.epilogue = w.paired ? int(kSiluMul) : epilogue;
@@ -115,7 +130,8 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
   if (run > tiles / wanted) run = tiles / wanted;
   if (run < 1) run = 1;
   int cuts = 1;
-  while (tiles / run * cuts < wanted / 2 && cuts * 4 <= panels) cuts *= 2;
+  const int fewest = num_panels(tokens, m.places, panel_places(m, tokens));
+  while (tiles / run * cuts < wanted / 2 && cuts * 4 <= fewest) cuts *= 2;
   int items = 0;
   for (const Product& p : products)
     if (!p.matrix->empty()) items += (p.matrix->num_tiles() + run - 1) / run;
@@ -132,6 +148,7 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
       LinearCall call = call_for(p);
       call.tile_begin = index * run;
       call.tile_end = call.tile_begin + run < p.matrix->num_tiles() ? call.tile_begin + run : p.matrix->num_tiles();
+      const int panels = call.panel_end;
       call.panel_begin = panels * cut / cuts;
       call.panel_end = panels * (cut + 1) / cuts;
       m.kernels->linear(call);
