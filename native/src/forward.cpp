@@ -187,6 +187,16 @@ struct Step {
   int tokens = 0;
 };
 
+// A block of a segment's tokens from `first` on, and the chunks that it sees.
+struct Block {
+  int count, chunk_begin, chunk_end;
+  Block(const pp_model& m, const Segment& segment, int first) {
+    count = segment.count - first < m.max_query_tokens ? segment.count - first : m.max_query_tokens;
+    chunk_begin = first_visible(m, segment.start + first) / kChunk;
+    chunk_end = (segment.start + first + count - 1) / kChunk + 1;
+  }
+};
+
 void plan_attention(const pp_model& m, Step& step) {
   const pp_config& c = m.config;
   const int share = c.num_heads / c.num_kv_heads;
@@ -194,29 +204,30 @@ void plan_attention(const pp_model& m, Step& step) {
   for (int s = 0; s < int(step.segments.size()); ++s) {
     const Segment& segment = step.segments[size_t(s)];
     for (int first = 0; first < segment.count; first += m.max_query_tokens) {
-      const int count = segment.count - first < m.max_query_tokens ? segment.count - first : m.max_query_tokens;
-      const int chunk_begin = first_visible(m, segment.start + first) / kChunk;
-      const int chunk_end = (segment.start + first + count - 1) / kChunk + 1;
-      const int chunks = chunk_end - chunk_begin;
-      const bool split = segment.count <= m.max_query_tokens && chunks > 1;
-      step.work += size_t(chunks) * kChunk * size_t(count) * size_t(c.num_heads) * size_t(c.head_dim);
-      if (!split) {
-        for (int head = 0; head < c.num_kv_heads; ++head)
-          step.jobs.push_back({s, head, first, count, chunk_begin, chunk_end, 0, false});
-        continue;
-      }
-      // In the order of the cache's memory, so that the end of one job fetches the beginning of the next.
-      const size_t each = part_floats(m, count * share);
-      for (int head = 0; head < c.num_kv_heads; ++head)
-        step.joins.push_back({s, head, first, count, chunks, part + size_t(head * chunks) * each});
-      for (int chunk = 0; chunk < chunks; ++chunk)
-        for (int head = 0; head < c.num_kv_heads; ++head)
-          step.jobs.push_back({s, head, first, count, chunk_begin + chunk, chunk_begin + chunk + 1,
-                               part + size_t(head * chunks + chunk) * each, true});
-      part += size_t(c.num_kv_heads * chunks) * each;
+      const Block b(m, segment, first);
+      step.work += size_t(b.chunk_end - b.chunk_begin) * kChunk * size_t(b.count) * size_t(c.num_heads) * size_t(c.head_dim);
     }
+    const Block only(m, segment, 0);
+    const int chunks = only.chunk_end - only.chunk_begin;
+    if (only.count < segment.count || chunks == 1) {
+      // A head's blocks one after the other: its keys and values stay in the core's cache.
+      for (int head = 0; head < c.num_kv_heads; ++head)
+        for (int first = 0; first < segment.count; first += m.max_query_tokens) {
+          const Block b(m, segment, first);
+          step.jobs.push_back({s, head, first, b.count, b.chunk_begin, b.chunk_end, 0, false});
+        }
+      continue;
+    }
+    // In the order of the cache's memory, so that the end of one job fetches the beginning of the next.
+    const size_t each = part_floats(m, only.count * share);
+    for (int head = 0; head < c.num_kv_heads; ++head)
+      step.joins.push_back({s, head, 0, only.count, chunks, part + size_t(head * chunks) * each});
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      for (int head = 0; head < c.num_kv_heads; ++head)
+        step.jobs.push_back({s, head, 0, only.count, only.chunk_begin + chunk, only.chunk_begin + chunk + 1,
+                             part + size_t(head * chunks + chunk) * each, true});
+    part += size_t(c.num_kv_heads * chunks) * each;
   }
-  step.work = step.segments.empty() ? 0 : step.work;
 }
 
 size_t scratch_floats(const pp_model& m) {
