@@ -76,7 +76,7 @@ typedef struct {
   int32_t max_batch_tokens; /* tokens computed in one internal step; 0: 256 */
   int32_t activations;      /* PP_ACTIVATIONS_* */
   int32_t pin_threads;      /* 1: one CPU for each worker */
-  const char* kernels;      /* NULL: the best this CPU has; else "generic", "avx2", "avx512vnni", "neon" */
+  const char* kernels;      /* NULL: the best this CPU has; else "generic", "avx2", "avx512vnni", "amx", "neon" */
 } pp_options;
 
 typedef struct {

@@ -15,6 +15,11 @@ namespace pp {
 
 namespace {
 
+#if defined(POCKETPHI_AMX)
+constexpr unsigned kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // CPUID 7, EDX
+#endif
+constexpr int kMostChoices = 5;
+
 struct Choice {
   const Kernels* kernels;
   bool supported;
@@ -31,6 +36,11 @@ int choices(Choice* out) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
+#if defined(POCKETPHI_AMX)
+  // Asked of the processor first, then of the system, which may refuse.
+  const bool amx = avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxTile) && (d & kAmxInt8) && amx_permitted();
+  out[count++] = {&kernels_amx(), amx};
+#endif
   out[count++] = {&kernels_avx512vnni, avx512};
   out[count++] = {&kernels_avx2, avx2};
 #endif
@@ -49,7 +59,7 @@ int choices(Choice* out) {
 }  // namespace
 
 const Kernels* select_kernels(const char* name) {
-  Choice all[4];
+  Choice all[kMostChoices];
   const int count = choices(all);
   for (int i = 0; i < count; ++i) {
     if (name && strcmp(name, all[i].kernels->name) != 0) continue;
@@ -65,7 +75,7 @@ const Kernels* select_kernels(const char* name) {
 
 const char* kernels_available() {
   static char text[128];
-  Choice all[4];
+  Choice all[kMostChoices];
   const int count = choices(all);
   char built[128] = "";
   for (int i = 0; i < count; ++i) {

@@ -21,15 +21,30 @@ int panel_of(int token, int tokens, int panels) {
   return p;
 }
 
+// Places of a panel of int8 activations in a step of so many tokens; panels of floats are narrow.
+int panel_places(const pp_model& m, int tokens) {
+  return m.kernels->wide_from && tokens * m.places >= m.kernels->wide_from ? kWidePlaces : kPanelPlaces;
+}
+
+// The panel of a token.
+struct Panel {
+  int first, count;
+  Panel(int token, int tokens, int places, int panel_places) {
+    const int panels = num_panels(tokens, places, panel_places), p = panel_of(token, tokens, panels);
+    first = panel_start(p, tokens, panels);
+    count = panel_start(p + 1, tokens, panels) - first;
+  }
+};
+
 // Puts one row of activations into its panels.
 void write_panels(pp_model& m, const float* row, int cols, int token, int tokens, bool as_int, bool as_float) {
-  const int panels = num_panels(tokens, m.places), p = panel_of(token, tokens, panels);
-  const int first = panel_start(p, tokens, panels), count = panel_start(p + 1, tokens, panels) - first;
   if (as_int) {
+    const auto [first, count] = Panel(token, tokens, m.places, panel_places(m, tokens));
     const size_t token_bytes = size_t(cols / kGroup) * kRecordBytes * size_t(m.places);
     m.kernels->quantize(row, cols, m.int_panels.data() + size_t(first) * token_bytes, token - first, count, m.places);
   }
   if (as_float) {
+    const auto [first, count] = Panel(token, tokens, m.places, kPanelPlaces);
     float* panel = m.float_panels.as<float>() + size_t(first) * cols + (token - first);
     if (count == 1) memcpy(panel, row, size_t(cols) * sizeof(float));
     else
@@ -69,7 +84,6 @@ struct Product {
 
 // The prepared input times every matrix. Tiles of all of them are one job.
 void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, size_t out_stride, int epilogue) {
-  const int panels = num_panels(tokens, m.places);
   size_t bytes = 0;
   int tiles = 0;
   for (const Product& p : products) {
@@ -89,8 +103,9 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
     call.panels = call.float_panels ? m.float_panels.data() : m.int_panels.data();
     call.num_tokens = tokens;
     call.places = m.places;
+    call.panel_places = call.float_panels ? kPanelPlaces : panel_places(m, tokens);
     call.panel_begin = 0;
-    call.panel_end = panels;
+    call.panel_end = num_panels(tokens, m.places, call.panel_places);
     call.out = p.out;
     call.out_stride = out_stride;
     call.epilogue = w.paired ? int(kSiluMul) : epilogue;
@@ -115,7 +130,8 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
   if (run > tiles / wanted) run = tiles / wanted;
   if (run < 1) run = 1;
   int cuts = 1;
-  while (tiles / run * cuts < wanted / 2 && cuts * 4 <= panels) cuts *= 2;
+  const int fewest = num_panels(tokens, m.places, panel_places(m, tokens));
+  while (tiles / run * cuts < wanted / 2 && cuts * 4 <= fewest) cuts *= 2;
   int items = 0;
   for (const Product& p : products)
     if (!p.matrix->empty()) items += (p.matrix->num_tiles() + run - 1) / run;
@@ -132,6 +148,7 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
       LinearCall call = call_for(p);
       call.tile_begin = index * run;
       call.tile_end = call.tile_begin + run < p.matrix->num_tiles() ? call.tile_begin + run : p.matrix->num_tiles();
+      const int panels = call.panel_end;
       call.panel_begin = panels * cut / cuts;
       call.panel_end = panels * (cut + 1) / cuts;
       m.kernels->linear(call);
@@ -170,6 +187,16 @@ struct Step {
   int tokens = 0;
 };
 
+// A block of a segment's tokens from `first` on, and the chunks that it sees.
+struct Block {
+  int count, chunk_begin, chunk_end;
+  Block(const pp_model& m, const Segment& segment, int first) {
+    count = segment.count - first < m.max_query_tokens ? segment.count - first : m.max_query_tokens;
+    chunk_begin = first_visible(m, segment.start + first) / kChunk;
+    chunk_end = (segment.start + first + count - 1) / kChunk + 1;
+  }
+};
+
 void plan_attention(const pp_model& m, Step& step) {
   const pp_config& c = m.config;
   const int share = c.num_heads / c.num_kv_heads;
@@ -177,29 +204,30 @@ void plan_attention(const pp_model& m, Step& step) {
   for (int s = 0; s < int(step.segments.size()); ++s) {
     const Segment& segment = step.segments[size_t(s)];
     for (int first = 0; first < segment.count; first += m.max_query_tokens) {
-      const int count = segment.count - first < m.max_query_tokens ? segment.count - first : m.max_query_tokens;
-      const int chunk_begin = first_visible(m, segment.start + first) / kChunk;
-      const int chunk_end = (segment.start + first + count - 1) / kChunk + 1;
-      const int chunks = chunk_end - chunk_begin;
-      const bool split = segment.count <= m.max_query_tokens && chunks > 1;
-      step.work += size_t(chunks) * kChunk * size_t(count) * size_t(c.num_heads) * size_t(c.head_dim);
-      if (!split) {
-        for (int head = 0; head < c.num_kv_heads; ++head)
-          step.jobs.push_back({s, head, first, count, chunk_begin, chunk_end, 0, false});
-        continue;
-      }
-      // In the order of the cache's memory, so that the end of one job fetches the beginning of the next.
-      const size_t each = part_floats(m, count * share);
-      for (int head = 0; head < c.num_kv_heads; ++head)
-        step.joins.push_back({s, head, first, count, chunks, part + size_t(head * chunks) * each});
-      for (int chunk = 0; chunk < chunks; ++chunk)
-        for (int head = 0; head < c.num_kv_heads; ++head)
-          step.jobs.push_back({s, head, first, count, chunk_begin + chunk, chunk_begin + chunk + 1,
-                               part + size_t(head * chunks + chunk) * each, true});
-      part += size_t(c.num_kv_heads * chunks) * each;
+      const Block b(m, segment, first);
+      step.work += size_t(b.chunk_end - b.chunk_begin) * kChunk * size_t(b.count) * size_t(c.num_heads) * size_t(c.head_dim);
     }
+    const Block only(m, segment, 0);
+    const int chunks = only.chunk_end - only.chunk_begin;
+    if (only.count < segment.count || chunks == 1) {
+      // A head's blocks one after the other: its keys and values stay in the core's cache.
+      for (int head = 0; head < c.num_kv_heads; ++head)
+        for (int first = 0; first < segment.count; first += m.max_query_tokens) {
+          const Block b(m, segment, first);
+          step.jobs.push_back({s, head, first, b.count, b.chunk_begin, b.chunk_end, 0, false});
+        }
+      continue;
+    }
+    // In the order of the cache's memory, so that the end of one job fetches the beginning of the next.
+    const size_t each = part_floats(m, only.count * share);
+    for (int head = 0; head < c.num_kv_heads; ++head)
+      step.joins.push_back({s, head, 0, only.count, chunks, part + size_t(head * chunks) * each});
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      for (int head = 0; head < c.num_kv_heads; ++head)
+        step.jobs.push_back({s, head, 0, only.count, only.chunk_begin + chunk, only.chunk_begin + chunk + 1,
+                             part + size_t(head * chunks + chunk) * each, true});
+    part += size_t(c.num_kv_heads * chunks) * each;
   }
-  step.work = step.segments.empty() ? 0 : step.work;
 }
 
 size_t scratch_floats(const pp_model& m) {

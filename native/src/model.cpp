@@ -175,7 +175,7 @@ bool model_init(pp_model& model, const pp_config& config, const pp_options* opti
   const size_t element = model.cache_type == PP_CACHE_F32 ? 4 : model.cache_type == PP_CACHE_F16 ? 2 : 1;
   model.key_bytes = size_t(kChunk) * model.padded_dim * element;
   model.unit_bytes = 2 * model.key_bytes + (model.cache_type == PP_CACHE_Q8 ? 2 * kChunk * sizeof(float) : 0);
-  model.max_query_tokens = share >= 16 ? 1 : 16 / share;
+  model.max_query_tokens = share >= kMaxQueries ? 1 : kMaxQueries / share;
   return true;
 }
 

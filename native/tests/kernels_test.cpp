@@ -1,6 +1,6 @@
 // Every kernel set that this machine has against the plain one, bit for bit; `--bench` times them too.
 //
-//     pocketphi_kernels_test [--bench] [--kernels NAME]
+//     pocketphi_kernels_test [--bench] [--kernels NAME] [--type NAME]
 //
 // Exit code 0 when all agree. Times are of the calling thread's own CPU time, so that a busy machine
 // disturbs them little.
@@ -81,20 +81,25 @@ void fill(Matrix& matrix, int type, int rows, int cols, bool paired) {
 struct Panels {
   std::vector<uint8_t> ints;
   std::vector<float> floats;
+  int places;  // of a panel of ints
 };
 Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, int cols, int places = 1) {
   Panels out;
   out.ints.resize(size_t(tokens * places) * size_t(cols / kGroup + 1) * kRecordBytes);
   out.floats.resize(size_t(tokens) * size_t(cols));
-  const int panels = num_panels(tokens, places);
-  for (int b = 0; b < panels; ++b) {
-    const int first = panel_start(b, tokens, panels), count = panel_start(b + 1, tokens, panels) - first;
-    for (int t = 0; t < count; ++t) {
-      const float* row = x.data() + size_t(first + t) * size_t(cols);
-      if (cols % kGroup == 0)
-        k.quantize(row, cols, out.ints.data() + size_t(first * places) * size_t(cols / kGroup) * kRecordBytes, t, count,
-                   places);
-      for (int i = 0; i < cols; ++i) out.floats[size_t(first) * cols + size_t(i) * count + t] = row[i];
+  out.places = k.wide_from && tokens * places >= k.wide_from ? kWidePlaces : kPanelPlaces;
+  for (const bool as_float : {false, true}) {
+    const int panels = num_panels(tokens, places, as_float ? kPanelPlaces : out.places);
+    for (int b = 0; b < panels; ++b) {
+      const int first = panel_start(b, tokens, panels), count = panel_start(b + 1, tokens, panels) - first;
+      for (int t = 0; t < count; ++t) {
+        const float* row = x.data() + size_t(first + t) * size_t(cols);
+        if (as_float)
+          for (int i = 0; i < cols; ++i) out.floats[size_t(first) * cols + size_t(i) * count + t] = row[i];
+        else if (cols % kGroup == 0)
+          k.quantize(row, cols, out.ints.data() + size_t(first * places) * size_t(cols / kGroup) * kRecordBytes, t, count,
+                     places);
+      }
     }
   }
   return out;
@@ -114,8 +119,9 @@ LinearCall linear_call(const Matrix& w, const Panels& panels, int tokens, bool a
   call.panels = call.float_panels ? reinterpret_cast<const uint8_t*>(panels.floats.data()) : panels.ints.data();
   call.num_tokens = tokens;
   call.places = places;
+  call.panel_places = call.float_panels ? kPanelPlaces : panels.places;
   call.panel_begin = 0;
-  call.panel_end = num_panels(tokens, places);
+  call.panel_end = num_panels(tokens, places, call.panel_places);
   call.out = out;
   call.out_stride = stride;
   call.epilogue = w.paired ? kSiluMul : kStore;
@@ -130,17 +136,19 @@ void test_linear(const Kernels& fast) {
   for (const int type : types) {
     const char* name = type_info(type)->name;
     for (const bool paired : {false, true}) {
-      const int cols = 512, rows = paired ? 96 : 75;  // 75: a last tile that is not full
+      const int cols = type == PP_Q4_0 ? 608 : 768, rows = paired ? 96 : 75;  // 75: a last tile that is not full
       Matrix w;
       fill(w, type, rows, cols, paired);
-      for (const int tokens : {1, 2, 3, 4, 5, 6, 7, 13}) {
+      for (const int tokens : {1, 2, 3, 4, 5, 6, 7, 13, 16, 33, 270}) {
+        if (tokens == 270 && (type != PP_Q4_0 || paired)) continue;  // more panels than AMX holds the sums of
+
         std::vector<float> x(size_t(tokens) * cols);
         for (auto& v : x) v = uniform() * 3;
         if (tokens == 2) std::memset(x.data(), 0, 64 * sizeof(float));  // a group of zeros
         for (const int places : {1, 2}) {
           const Panels plain = make_panels(kernels_generic, x, tokens, cols, places);
           const Panels quick = make_panels(fast, x, tokens, cols, places);
-          check(plain.ints == quick.ints, fast.name, "quantize", tokens, places);
+          if (plain.places == quick.places) check(plain.ints == quick.ints, fast.name, "quantize", tokens, places);
           for (const bool as_float : {false, true}) {
             const size_t stride = 128;
             std::vector<float> a(stride * size_t(tokens), 1.0f), b(a);
@@ -197,7 +205,7 @@ void test_attention(const Kernels& fast) {
         fast.store_kv(cache, row.data(), row.data() + 128, dim, padded, p, keys2.data(), values2.data(), ks2.data(), vs2.data());
       }
       check(keys == keys2 && values == values2 && same(ks, ks2) && same(vs, vs2), fast.name, "store_kv", dim, cache);
-      for (const int queries : {1, 2, 3, 4, 7, 16}) {
+      for (const int queries : {1, 2, 3, 4, 7, 16, 29}) {
         std::vector<float> q(size_t(queries) * 128), scratch(attend_scratch_floats(padded));
         for (auto& v : q) v = uniform() * 3;
         std::vector<float> out[2], largest[2], total[2];
@@ -271,7 +279,24 @@ void test_vocabulary(const VocabularyLoops& fast) {
   }
 }
 
-void bench(const Kernels& k) {
+// Reading alone, in huge pages as weights have them: what one token's time is to be compared with.
+void bench_read(const Kernels& k) {
+  Pages memory;
+  const size_t bytes = size_t(512) << 20;
+  if (!memory.allocate(bytes, true)) return;
+  std::memset(memory.data(), 1, bytes);
+  double best = 1e9;
+  for (int round = 0; round < 3; ++round) {
+    const double begin = cpu_s();
+    k.read_probe(memory.data(), bytes);
+    const double seconds = cpu_s() - begin;
+    best = seconds < best ? seconds : best;
+  }
+  std::printf("%-10s reading %6.1f GB/s\n", k.name, double(bytes) / best * 1e-9);
+}
+
+void bench(const Kernels& k, const char* only) {
+  bench_read(k);
   double begin = cpu_s();
   int64_t sum = k.int8_probe(1000000);
   const double macs = 1e6 * 6 * 8 * 64 / (cpu_s() - begin);
@@ -280,13 +305,14 @@ void bench(const Kernels& k) {
   for (const int type : types) {
     const int cols = 3072;
     const TypeInfo& info = *type_info(type);
+    if (only && std::strcmp(only, info.name) != 0) continue;
     const size_t tile = tile_bytes(info.pack, cols);
     Matrix one, w;
     fill(one, type, 32, cols, false);
     const int tiles = int((size_t(192) << 20) / tile);
     w.allocate(info.pack, tiles * 32, cols, false);
     for (int i = 0; i < tiles; ++i) std::memcpy(w.tiles.data() + size_t(i) * tile, one.tiles.data(), tile);
-    for (const int tokens : {1, 2, 4, 8, 256}) {
+    for (const int tokens : {1, 2, 4, 8, 16, 32, 256, 512}) {
       const int used = tokens > 8 ? tiles / 16 : tiles;
       std::vector<float> x(size_t(tokens) * cols), out(size_t(tokens) * w.rows);
       for (auto& v : x) v = uniform();
@@ -304,16 +330,24 @@ void bench(const Kernels& k) {
                   double(tile) * used / best * 1e-9, double(used) * 32 * cols * tokens / best * 1e-9);
     }
   }
-  const int dim = 96, positions = 64 * kChunk;
+  bench_read(k);
+  const int dim = 96, units = 4096;
   for (const int cache : {PP_CACHE_F16, PP_CACHE_Q8}) {
     const size_t element = cache == PP_CACHE_F16 ? 2 : 1, half = size_t(kChunk) * dim * element, unit = 2 * half + 2048;
-    std::vector<uint8_t> memory(unit * 64, 1);
+    Pages memory;
+    if (!memory.allocate(unit * units, true)) return;
+    std::memset(memory.data(), 1, unit * units);
+    // Scales of ordinary size: products with smaller ones are denormal numbers, slow on some processors.
+    if (cache == PP_CACHE_Q8)
+      for (int c = 0; c < units; ++c)
+        for (int i = 0; i < 2 * kChunk; ++i) reinterpret_cast<float*>(memory.data() + unit * size_t(c) + 2 * half)[i] = 0.01f;
     std::vector<float> q(32 * dim, 0.01f), scratch(attend_scratch_floats(dim)), out(32 * dim), m(32), l(32);
-    for (const int queries : {1, 4, 16}) {
+    for (const int queries : {1, 4, 16, 32}) {
+      const int used = queries == 1 ? units : units / 4;
       double best = 1e9;
       for (int round = 0; round < 3; ++round) {
         begin = cpu_s();
-        for (int c = 0; c < 64; ++c) {
+        for (int c = 0; c < used; ++c) {
           AttendCall call;
           call.cache_type = cache;
           call.head_dim = call.padded_dim = dim;
@@ -334,7 +368,7 @@ void bench(const Kernels& k) {
         best = seconds < best ? seconds : best;
       }
       std::printf("%-10s attention %s cache, %2d queries  %6.1f GB/s  %6.1f GMAC/s\n", k.name, cache == PP_CACHE_F16 ? "f16" : "q8 ",
-                  queries, double(unit) * 64 / best * 1e-9, 2.0 * positions * dim * queries / best * 1e-9);
+                  queries, double(unit) * used / best * 1e-9, 2.0 * used * kChunk * dim * queries / best * 1e-9);
     }
   }
 }
@@ -343,10 +377,11 @@ void bench(const Kernels& k) {
 
 int main(int argc, char** argv) {
   bool timed = false;
-  const char* only = nullptr;
+  const char *only = nullptr, *type = nullptr;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--bench") == 0) timed = true;
     else if (std::strcmp(argv[i], "--kernels") == 0 && i + 1 < argc) only = argv[++i];
+    else if (std::strcmp(argv[i], "--type") == 0 && i + 1 < argc) type = argv[++i];
   }
   std::printf("kernels available: %s\n", kernels_available());
   char names[128];
@@ -358,7 +393,7 @@ int main(int argc, char** argv) {
     test_rows(k);
     test_attention(k);
     std::printf("%s: %s\n", name, failures ? "FAILED" : "equal to generic, bit for bit");
-    if (timed && k.name != kernels_generic.name) bench(k);
+    if (timed && k.name != kernels_generic.name) bench(k, type);
   }
   for (int i = 1; vocabulary_loops(i); ++i) {
     test_vocabulary(*vocabulary_loops(i));

@@ -5,7 +5,7 @@ variable POCKETPHI_NATIVE names another one (a development build), and the value
 call releases the interpreter's lock. The structures below mirror native/include/pocketphi.h and are
 checked against its version number.
 
-Environment, for measurements and tests: POCKETPHI_KERNELS (generic, avx2, avx512vnni, neon) forces a kernel
+Environment, for measurements and tests: POCKETPHI_KERNELS (generic, avx2, avx512vnni, amx, neon) forces a kernel
 set, POCKETPHI_ACTIVATIONS (int8, int16, f32) says how activations meet quantised weights, POCKETPHI_PIN=1 gives
 every worker a CPU of its own.
 """

@@ -34,21 +34,22 @@ enum Pack : int {
   kNumPacks
 };
 
-// Activations of up to 6 tokens form a panel: for every group of 32 columns a record of int8 values
+// Activations of up to 6 tokens (16 in a wide panel) form a panel: for every group of 32 columns a record of int8 values
 // [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves.
-// As float32 a panel is [column][token].
+// As float32 a panel is [column][token], always of narrow panels.
 //
 // With 16 bits a token takes two places: its int8 values, and what their rounding left over as int8 values
 // with a scale of their own (x = d1 q1 + d2 q2, within 2^-16 of the group's largest). The products of both
 // are added at the end, so such a panel holds half as many tokens and the inner loops stay the same.
 constexpr int kPanelPlaces = 6;
+constexpr int kWidePlaces = 16;  // for kernels that multiply whole tiles, see Kernels::wide_from
 constexpr int kRecordBytes = 32 + 4 * 5;  // per place
 
-inline int num_panels(int tokens, int places) {
-  const int tokens_of_panel = kPanelPlaces / places;
+static inline int num_panels(int tokens, int places, int panel_places) {
+  const int tokens_of_panel = panel_places / places;
   return (tokens + tokens_of_panel - 1) / tokens_of_panel;
 }
-inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
+static inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
 
 enum Epilogue : int { kStore, kAdd, kSiluMul };
 
@@ -62,6 +63,7 @@ struct LinearCall {
   const uint8_t* panels;
   int num_tokens;
   int places;  // of a token in a panel: 1, or 2 for activations of 16 bits
+  int panel_places;  // kPanelPlaces or kWidePlaces
   int panel_begin, panel_end;
   bool float_panels;  // one number per token, whatever `places`
   float* out;
@@ -74,11 +76,11 @@ struct LinearCall {
 // 8 bits: keys [position / 16][channel / 2][16 positions][2], values [position / 2][channel][2], and a float
 // scale for every key and every value: pairs lie as the multiply-add of 16-bit pairs wants them.
 constexpr int kChunk = 256;
-inline size_t key_index(bool pairs, int padded_dim, int p, int d) {
+static inline size_t key_index(bool pairs, int padded_dim, int p, int d) {
   const size_t block = size_t(p / 16) * size_t(padded_dim) * 16;
   return block + (pairs ? size_t(d / 2) * 32 + size_t(p % 16) * 2 + size_t(d % 2) : size_t(d) * 16 + size_t(p % 16));
 }
-inline size_t value_index(bool pairs, int padded_dim, int p, int d) {
+static inline size_t value_index(bool pairs, int padded_dim, int p, int d) {
   return pairs ? size_t(p / 2) * size_t(padded_dim) * 2 + size_t(d) * 2 + size_t(p % 2) : size_t(p) * size_t(padded_dim) + size_t(d);
 }
 constexpr int kMaxQueries = 32;
@@ -99,12 +101,13 @@ struct AttendCall {
   float* largest;  // [query]
   float* total;    // [query]
 };
-inline size_t attend_scratch_floats(int padded_dim) {
+static inline size_t attend_scratch_floats(int padded_dim) {
   return size_t(kMaxQueries) * kChunk + size_t(padded_dim) * 64;
 }
 
 struct Kernels {
   const char* name;
+  int wide_from;  // places of a step from which int8 panels are wide; 0: never
   void (*linear)(const LinearCall&);
   // y = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float* y, int n, float epsilon);
@@ -128,6 +131,10 @@ extern const Kernels kernels_generic;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512vnni;
+#if defined(POCKETPHI_AMX)
+const Kernels& kernels_amx();
+bool amx_permitted();  // asks the system for the tile registers; once is enough for all threads
+#endif
 #endif
 #if defined(__aarch64__)
 extern const Kernels kernels_neon;

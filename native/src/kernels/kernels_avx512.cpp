@@ -11,11 +11,12 @@ struct Index {
 };
 
 #include "simd_avx512.h"
+#include "lanes.inc"
 #include "kernels.inc"
 #include "attention.inc"
 
 }  // namespace
 
-const Kernels kernels_avx512vnni = {"avx512vnni", linear, rms_norm, quantize, attend, merge, store_kv, rope, int8_probe, read_probe};
+const Kernels kernels_avx512vnni = {"avx512vnni", 0, linear, rms_norm, quantize, attend, merge, store_kv, rope, int8_probe, read_probe};
 
 }  // namespace pp
