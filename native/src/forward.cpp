@@ -13,6 +13,8 @@ namespace {
 
 // Below this much work a job is not worth waking another thread for.
 constexpr size_t kSerialBytes = 48 << 10;
+constexpr size_t kShortestRunBytes = 16 << 10;
+constexpr int kMaxRuns = 4096;  // of tiles in a job
 
 int panel_of(int token, int tokens, int panels) {
   int p = int((int64_t(token) * panels + panels - 1) / tokens);
@@ -122,37 +124,42 @@ void multiply(pp_model& m, std::initializer_list<Product> products, int tokens, 
     }
     return;
   }
-  // An item is a run of tiles that takes a few microseconds, and at least 8 items per thread where
-  // there are enough tiles; with many threads and tokens the tokens are divided too.
-  const size_t tile_work = bytes / size_t(tiles) * size_t(tokens);
-  const int wanted = 8 * m.threads.count();
-  int run = int((48 << 10) / (tile_work ? tile_work : 1));
-  if (run > tiles / wanted) run = tiles / wanted;
-  if (run < 1) run = 1;
+  // A thread reads fastest straight on: what it fetches ahead at the end of a tile is the beginning of
+  // its next. So runs of tiles begin long and end short, each an eighth of a thread's share of what is left:
+  // nobody waits long for the last. With many threads and tokens the tokens are divided too.
+  const int threads = m.threads.count();
   int cuts = 1;
   const int fewest = num_panels(tokens, m.places, panel_places(m, tokens));
-  while (tiles / run * cuts < wanted / 2 && cuts * 4 <= fewest) cuts *= 2;
-  int items = 0;
-  for (const Product& p : products)
-    if (!p.matrix->empty()) items += (p.matrix->num_tiles() + run - 1) / run;
-  m.threads.run(items * cuts, [&](int item, int) {
+  while (tiles * cuts < 4 * threads && cuts * 4 <= fewest) cuts *= 2;
+  int begins[kMaxRuns + 1], runs = 0;
+  const size_t tile_work = bytes / size_t(tiles) * size_t(tokens);
+  const int enough = 1 + int(kShortestRunBytes / (tile_work ? tile_work : 1));
+  const int shortest = enough > tiles / kMaxRuns ? enough : tiles / kMaxRuns + 1;
+  for (int at = 0; at < tiles; ++runs) {
+    begins[runs] = at;
+    const int left = tiles - at;
+    int length = left / (8 * threads);
+    length = length < shortest ? shortest : length;
+    at += length < left ? length : left;
+  }
+  begins[runs] = tiles;
+  m.threads.run(runs * cuts, [&](int item, int) {
     const int cut = item % cuts;
-    int index = item / cuts;
+    int begin = begins[item / cuts], end = begins[item / cuts + 1];
     for (const Product& p : products) {
       if (p.matrix->empty()) continue;
-      const int runs = (p.matrix->num_tiles() + run - 1) / run;
-      if (index >= runs) {
-        index -= runs;
-        continue;
+      const int here = p.matrix->num_tiles();
+      if (begin < here && end > 0) {
+        LinearCall call = call_for(p);
+        call.tile_begin = begin < 0 ? 0 : begin;
+        call.tile_end = end < here ? end : here;
+        const int panels = call.panel_end;
+        call.panel_begin = panels * cut / cuts;
+        call.panel_end = panels * (cut + 1) / cuts;
+        m.kernels->linear(call);
       }
-      LinearCall call = call_for(p);
-      call.tile_begin = index * run;
-      call.tile_end = call.tile_begin + run < p.matrix->num_tiles() ? call.tile_begin + run : p.matrix->num_tiles();
-      const int panels = call.panel_end;
-      call.panel_begin = panels * cut / cuts;
-      call.panel_end = panels * (cut + 1) / cuts;
-      m.kernels->linear(call);
-      return;
+      begin -= here;
+      end -= here;
     }
   });
 }
