@@ -1,9 +1,10 @@
 """How much of a text is sexual, hateful, harassing, violent or about self-harm: a learned score.
 
-It judges web pages; curated sources keep their scores and pass. The model is a linear one over hashed words and pairs, of the kind and in the file format of the educational
-scorer. It reads windows of a hundred words or so: a sentence and a book are judged by the same measure,
-and one page on a war makes no book on history unsafe. `benchmarks/unsafe_scorer.py` trains it again and
-measures it; docs/concepts/unsafe-text.md says on what, and how well.
+It judges web pages; curated sources keep their scores and pass. The model is a linear one over hashed words
+and pairs, of the kind and in the file format of the educational scorer. It reads windows of a hundred words
+or so: a sentence and a book are judged by the same measure, and one page on a war makes no book on history
+unsafe. `benchmarks/unsafe_scorer.py` trains it again and measures it; docs/concepts/unsafe-text.md says on
+what, and how well.
 """
 
 from __future__ import annotations
