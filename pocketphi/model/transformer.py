@@ -5,9 +5,7 @@ Shape legend: B batch, T new tokens, S all tokens so far, D width, V vocabulary.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -104,33 +102,23 @@ class PhiForCausalLM(nn.Module):
         `scale_residual` divides the deviation of the two projections that write into the residual
         stream (o_proj, down_proj) by sqrt(2 * layers), so that the stream's variance at the start
         does not grow with depth (GPT-2; Phi-3-small does the same). `seed` makes the draw repeatable
-        without touching torch's default generator; the numbers are drawn on the CPU in float32, each
-        parameter's from a generator of its own, so they depend on neither device nor type, and all cores
-        draw (3.8 billion numbers take a minute and a half on one).
+        without touching torch's default generator; the numbers are drawn on the CPU in float32, so
+        they do not depend on device or type.
         """
+        generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
         residual = (2 * self.config.num_hidden_layers) ** -0.5 if scale_residual else 1.0
-
-        def draw(index: int, name: str, parameter: Tensor) -> None:
+        for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.data.fill_(1.0)
-                return
+                parameter.fill_(1.0)
+                continue
             std = self.config.initializer_range
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std *= residual
-            if seed is None and parameter.device.type != "cpu":
-                parameter.data.normal_(0.0, std)
-                return
-            generator = None if seed is None else torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
-            numbers = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-            parameter.data.copy_(numbers.normal_(0.0, std, generator=generator))
-
-        named = [(index, name, p) for index, (name, p) in enumerate(self.named_parameters())]
-        if seed is None:
-            for entry in named:
-                draw(*entry)
-        else:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(lambda entry: draw(*entry), named))
+            if generator is None and parameter.device.type != "cpu":
+                parameter.normal_(0.0, std)
+            else:
+                draw = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                parameter.copy_(draw.normal_(0.0, std, generator=generator))
 
     @property
     def num_parameters(self) -> int:

@@ -117,6 +117,8 @@ def world(device: str) -> Iterator[World]:
     )
     try:
         yield World(rank, size, place)
+        # A rank that left early would close connections that others still read from.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 

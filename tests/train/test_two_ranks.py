@@ -37,6 +37,7 @@ with parallel.world("cpu") as world:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.cursor.step == stop_at:
             trainer.save(anchor=False)
+            world.barrier()
             raise SystemExit(0)
         step(phase)
     trainer.one_step = one_step

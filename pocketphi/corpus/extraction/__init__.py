@@ -46,7 +46,7 @@ def extract(html: str, max_nodes: int = 500_000) -> Page:
     head = read_head(root)
     flat = flatten(root, max_nodes)
     # Soft hyphens say where a line may be broken; they are no part of a word.
-    text = render(select(flat)).replace("\u00ad", "")
+    text = render(select(flat)).replace("\u00ad", "").strip("\n")
     if head.body and len(text) < _HIDDEN_BODY_SHARE * len(head.body):
         # The article is only in the page's metadata: scripts would have put it into the page.
         text = head.body
