@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=2, help="MMLU subjects")
     parser.add_argument("--tasks", nargs="*", default=list(DEFAULT))
     options = parser.parse_args()
+    for label in options.tasks:
+        if options.limit <= parse_task(label).shots:  # lm-eval draws the shots from the rows it is given
+            parser.error(f"--limit {options.limit} leaves no items beside the shots of {label}")
     peers: dict[str, Any] = {}
     server = None
     try:
