@@ -26,6 +26,7 @@ import hashlib
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,23 +92,24 @@ def other_collections(data: Path, min_words: int = 50) -> dict[str, Any]:
     }
 
 
-def speed(data: Path, num_documents: int = 4000, rounds: int = 7) -> dict[str, Any]:
-    """Documents per second of processor time by collection: median of `rounds`."""
-    scorer = load_scorer()
+def speed(
+    data: Path,
+    score: Callable[[list[str]], object],
+    names: Sequence[str] = SPEED_FILES,
+    num_documents: int = 4000,
+    rounds: int = 7,
+) -> dict[str, Any]:
+    """Documents per second of processor time that `score` takes, by collection: median of `rounds`."""
     figures: dict[str, Any] = {}
-    for name in SPEED_FILES:
-        texts = [
-            row["text"]
-            for row in islice(
-                read(DataFile(data / "corpus" / f"{name}.jsonl.zst", ""), ("text",)), num_documents
-            )
-        ]
+    for name in names:
+        file = DataFile(data / "corpus" / f"{name}.jsonl.zst", "")
+        texts = [row["text"] for row in islice(read(file, ("text",)), num_documents)]
         texts = (texts * (num_documents // len(texts) + 1))[:num_documents]
-        scorer.score(texts[:100])
+        score(texts[:100])
         found = []
         for _ in range(rounds):
             began = time.process_time()
-            scorer.score(texts)
+            score(texts)
             found.append(num_documents / (time.process_time() - began))
         figures[f"speed.{name}.mean_chars"] = statistics.mean(len(text) for text in texts)
         figures[f"speed.{name}.documents_per_s"] = statistics.median(found)
@@ -132,7 +134,7 @@ def main() -> None:
         for fold in report["folds"]:
             figures[f"roc_auc.{'+'.join(fold['low_sources'])}"] = fold["roc_auc"]
         figures |= other_collections(arguments.data)
-    figures |= speed(arguments.data)
+    figures |= speed(arguments.data, load_scorer().score)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if arguments.json:

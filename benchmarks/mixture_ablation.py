@@ -17,7 +17,8 @@ filtered    the same sources through the corpus stage with its defaults, pages r
 textbooks   the same in phase 1; in phase 2 40% of the rows are textbooks.
 
 Nine runs take ten minutes of one H200 when three processes share them (`train OUT --part 1/3` and so on);
-`score` needs the package zstandard where it runs. Texts that overlap the benchmarks are taken out of every arm. All arms are measured on the same documents,
+`score` needs the package zstandard where it runs. Texts that overlap the benchmarks are taken out of every
+arm. All arms are measured on the same documents,
 held out by their ids. The sources are small for such a claim: how often each arm repeats its text is printed
 by `train` and belongs beside the result. Licences do not matter here: none of these models is given on.
 """

@@ -23,16 +23,14 @@ import argparse
 import csv
 import hashlib
 import json
-import statistics
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from educational_scorer import speed
 
 from pocketphi.corpus import extraction
 from pocketphi.corpus.document import Document
@@ -85,6 +83,7 @@ FIT = FitConfig(
 NUM_FOLDS = 5
 MAX_CHARS = 4000  # of one document in training
 MAX_DOCUMENTS = 1000  # of one ordinary file
+SPEED_FILES = ("web-mixed", "encyclopedia", "textbooks-openstax")
 READ_CHARS = 40_000  # of one document in measuring
 KNOTS = np.linspace(-8.0, 8.0, 65)
 
@@ -393,24 +392,6 @@ def worst(name: str, texts: list[str], sides: Sides, most: int = 12) -> list[dic
     ]
 
 
-def speed(data: Path, num_documents: int = 2000, rounds: int = 7) -> dict[str, Any]:
-    """Documents per second of processor time of the learned rule, by collection: median of `rounds`."""
-    figures: dict[str, Any] = {}
-    for name in ("web-mixed", "encyclopedia", "textbooks-openstax"):
-        file = DataFile(data / "corpus" / f"{name}.jsonl.zst", "")
-        texts = [row["text"] for row in islice(read(file, ("text",)), num_documents)]
-        texts = (texts * (num_documents // len(texts) + 1))[:num_documents]
-        unsafe_share(texts[:100])
-        found = []
-        for _ in range(rounds):
-            began = time.process_time()
-            unsafe_share(texts)
-            found.append(num_documents / (time.process_time() - began))
-        figures[f"speed.{name}.mean_chars"] = statistics.mean(len(text) for text in texts)
-        figures[f"speed.{name}.documents_per_s"] = statistics.median(found)
-    return figures
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -425,7 +406,7 @@ def main() -> None:
         figures, mistakes = measure(arguments.data, arguments.out)
         lines = "".join(json.dumps(case, ensure_ascii=False) + "\n" for case in mistakes)
         (arguments.out / "mistakes.jsonl").write_text(lines, encoding="utf-8")
-    figures |= speed(arguments.data)
+    figures |= speed(arguments.data, unsafe_share, SPEED_FILES, num_documents=2000)
     (arguments.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if arguments.json:
         print(json.dumps(figures, indent=1))

@@ -26,7 +26,7 @@ from pocketphi.core.errors import EngineError
 if TYPE_CHECKING:
     import numpy as np
 
-    from pocketphi.engine.sampler import Sampler, Sampling, TokenMask
+    from pocketphi.engine.sampler import Sampler
     from pocketphi.model.config import ModelConfig
 
 RopeSet = Literal["plain", "short", "long"]
@@ -157,15 +157,9 @@ class Backend(Protocol):
         """
         ...
 
-    def sampler(
-        self,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        *,
-        token_mask: TokenMask | None = None,
-        num_logprobs: int | None = None,
-    ) -> Sampler:
-        """Return what chooses the tokens of one answer; every backend's chooses the same tokens."""
+    def sampler(self, plain: Sampler) -> Sampler:
+        """Return what chooses the tokens of an answer in the place of `plain`, which has chosen none yet:
+        the same tokens, this backend's own way."""
         ...
 
     def restore(self, data: bytes, capacity: int) -> Session:

@@ -34,7 +34,7 @@ from pocketphi.engine.draft import Drafter, ModelDraft, check_draft
 from pocketphi.engine.generation import Generation, Request, Stream
 from pocketphi.engine.grammar import Grammar
 from pocketphi.engine.lookup import Lookup
-from pocketphi.engine.sampler import Sampling, TokenMask, check_logits
+from pocketphi.engine.sampler import Sampler, Sampling, TokenMask, check_logits
 from pocketphi.engine.session import ContextPolicy, Crossing, Message, Sequence
 from pocketphi.engine.weights import Weights, open_weights
 from pocketphi.model.config import ModelConfig
@@ -382,9 +382,14 @@ class Engine:
             keep_logprobs=options.logprobs is not None,
             dropped=dropped,
         )
-        sampler = self._backend.sampler(
-            options.sampling(), ids, token_mask=token_mask, num_logprobs=options.logprobs
+        plain = Sampler(
+            options.sampling(),
+            ids,
+            self.config.vocab_size,
+            token_mask=token_mask,
+            num_logprobs=options.logprobs,
         )
+        sampler = self._backend.sampler(plain)
         made = Stream(request, sequence or self.sequence, sampler, decoder, self.config, drafter)
         return made if stream else made.finish()
 

@@ -29,7 +29,7 @@ from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Sessio
 from pocketphi.engine.formats import lookup
 from pocketphi.engine.native_sampler import NativeChoice, NativeSampler, NativeSampling
 from pocketphi.engine.numpy_runtime import inverse_frequencies
-from pocketphi.engine.sampler import Sampling, TokenMask
+from pocketphi.engine.sampler import Sampler
 from pocketphi.engine.weights import Part, Weights
 from pocketphi.model.config import ModelConfig
 
@@ -358,22 +358,8 @@ class NativeBackend:
         self.check(self.lib.pp_forward(self._loaded(), items, len(work)))
         return logits
 
-    def sampler(
-        self,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        *,
-        token_mask: TokenMask | None = None,
-        num_logprobs: int | None = None,
-    ) -> NativeSampler:
-        return NativeSampler(
-            self.lib,
-            sampling,
-            prompt,
-            self.config.vocab_size,
-            token_mask=token_mask,
-            num_logprobs=num_logprobs,
-        )
+    def sampler(self, plain: Sampler) -> NativeSampler:
+        return NativeSampler(self.lib, plain)
 
     def restore(self, data: bytes, capacity: int) -> NativeSession:
         """See Backend; the data is untrusted: sizes and a checksum are checked."""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int32, c_uint64, c_void_p
 
 import numpy as np
 
 from pocketphi.core.errors import EngineError
-from pocketphi.engine.sampler import NOT_FINITE_HINT, Choice, Sampler, Sampling, TokenMask
+from pocketphi.engine.sampler import NOT_FINITE_HINT, Choice, Sampler
 
 
 class NativeSampling(ctypes.Structure):
@@ -60,19 +59,17 @@ _MOST = 2**31 - 1
 
 
 class NativeSampler(Sampler):
-    """See `Sampler`: same arguments, same errors, same tokens."""
+    """Chooses the tokens that `plain`, which has chosen none yet, would choose, with the same errors."""
 
-    def __init__(
-        self,
-        lib: ctypes.CDLL,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        vocab_size: int,
-        *,
-        token_mask: TokenMask | None = None,
-        num_logprobs: int | None = None,
-    ) -> None:
-        super().__init__(sampling, prompt, vocab_size, token_mask=token_mask, num_logprobs=num_logprobs)
+    def __init__(self, lib: ctypes.CDLL, plain: Sampler) -> None:
+        sampling, prompt = plain.sampling, plain.prompt
+        super().__init__(
+            sampling,
+            prompt,
+            plain.vocab_size,
+            token_mask=plain._token_mask,
+            num_logprobs=plain._num_logprobs,
+        )
         self._lib = lib
         self._ids = array("i")  # the answer, as the core reads it
         self._prompt_ids = np.array(prompt, np.int32)

@@ -21,7 +21,7 @@ import numpy as np
 
 from pocketphi.core.errors import EngineError
 from pocketphi.engine.backend import BackendOptions, MemoryPlan, RopeSet, Session, Want, wants_of
-from pocketphi.engine.sampler import Sampler, Sampling, TokenMask
+from pocketphi.engine.sampler import Sampler
 from pocketphi.engine.weights import Weights
 from pocketphi.model.config import ModelConfig
 
@@ -187,17 +187,8 @@ class NumpyBackend:
         wants = wants_of(want, len(work))
         return [self.forward(session, ids, one) for (session, ids), one in zip(work, wants)]
 
-    def sampler(
-        self,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        *,
-        token_mask: TokenMask | None = None,
-        num_logprobs: int | None = None,
-    ) -> Sampler:
-        return Sampler(
-            sampling, prompt, self.config.vocab_size, token_mask=token_mask, num_logprobs=num_logprobs
-        )
+    def sampler(self, plain: Sampler) -> Sampler:
+        return plain
 
     def restore(self, data: bytes, capacity: int) -> NumpySession:
         """See Backend; the data is untrusted and every size in it is checked."""

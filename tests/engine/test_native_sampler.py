@@ -109,7 +109,7 @@ def test_both_choose_the_same_token(
     how = Sampling(logit_bias=bias, **options)
     common: dict[str, Any] = {"token_mask": lambda _: mask, "num_logprobs": num_logprobs}
     slow = Sampler(how, prompt, size, **common)
-    quick = NativeSampler(lib, how, prompt, size, **common)
+    quick = NativeSampler(lib, Sampler(how, prompt, size, **common))
     for token in answer:
         slow.accept(token)
         quick.accept(token)
@@ -140,7 +140,7 @@ def test_a_vocabulary_of_phi3s_size(lib: ctypes.CDLL) -> None:
         logits = (rng.standard_normal(size) * spread).astype(np.float32)
         for options in ({}, {"top_k": 40}, {"top_p": 0.95}, {"min_p": 0.05}, {"top_p": 0.999, "min_p": 1e-4}):
             how = Sampling(temperature=0.8, seed=int(spread * 10), **options)  # type: ignore[arg-type]
-            slow, quick = Sampler(how, [], size), NativeSampler(lib, how, [], size)
+            slow, quick = Sampler(how, [], size), NativeSampler(lib, Sampler(how, [], size))
             for _ in range(13):
                 token = slow.choose(logits).token
                 assert quick.choose(logits).token == token
@@ -163,7 +163,7 @@ def test_draws_follow_the_distribution(lib: ctypes.CDLL) -> None:
     counts = np.zeros(12)
     for seed in range(20_000):
         how = Sampling(temperature=1.0, seed=seed)
-        counts[NativeSampler(lib, how, [], 12).choose(logits).token] += 1
+        counts[NativeSampler(lib, Sampler(how, [], 12)).choose(logits).token] += 1
     assert ((counts - 20_000 * share) ** 2 / (20_000 * share)).sum() < 31.3
 
 
