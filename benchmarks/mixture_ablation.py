@@ -227,11 +227,12 @@ def train(out: Path, options: argparse.Namespace) -> None:
 
 
 def score(out: Path, data: Path, options: argparse.Namespace) -> None:
-    """Every model on the held-out documents of both corpora and on the four tasks."""
+    """Every model, or this process's part of them, on the held-out documents of both corpora and the four tasks."""
     from pocketphi import evals
     from pocketphi.evals import EvalConfig
 
-    for place in _models(out):
+    part, parts = (int(n) for n in options.part.split("/"))
+    for place in _models(out)[part - 1 :: parts]:
         for name, tasks, shards in (
             ("tasks", list(TASKS), None),
             ("filtered", ["bits"], out / "shards-filtered"),
@@ -241,6 +242,7 @@ def score(out: Path, data: Path, options: argparse.Namespace) -> None:
                 tasks=tasks,
                 data_dir=data / "benchmarks",
                 limit=options.limit,
+                max_context_tokens=512,  # what it was trained on: beyond it all arms only get worse
                 max_heldout_tokens=options.evaluate_tokens,
                 batch_size=32,
                 contamination=False,
@@ -255,12 +257,52 @@ def _models(out: Path) -> list[Path]:
     return sorted(p for arm in ARMS for p in out.glob(f"{arm}-[0-9]*") if (p / artifact.MANIFEST).exists())
 
 
+def _scored(out: Path) -> list[Path]:
+    return sorted(p for arm in ARMS for p in (out / "scores").glob(f"{arm}-[0-9]*"))
+
+
+def differences(out: Path) -> list[str]:
+    """Lines "task, arm - arm: difference ± paired error over items, ± error over seeds" of the four tasks."""
+    from pocketphi.evals.task import parse_task
+
+    right: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for place in _scored(out):
+        arm = place.name.rpartition("-")[0]
+        by_task: dict[str, dict[str, float]] = {}
+        for line in (place / "tasks" / "items.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            name = "correct" if parse_task(row["task"]).metric == "accuracy" else "correct_norm"
+            by_task.setdefault(row["task"], {})[row["id"]] = float(row[name])
+        for task, items in by_task.items():
+            right.setdefault(task, {}).setdefault(arm, []).append(items)
+    lines = []
+    for task, arms in right.items():
+        for one, other in (("filtered", "raw"), ("textbooks", "filtered"), ("textbooks", "raw")):
+            if len(arms.get(one, ())) < 2 or len(arms.get(other, ())) < 2:
+                continue
+            ids = list(arms[one][0])
+            gaps = [
+                statistics.mean(s[i] for s in arms[one]) - statistics.mean(s[i] for s in arms[other])
+                for i in ids
+            ]
+            items_error = statistics.stdev(gaps) / len(gaps) ** 0.5
+            spread = [
+                statistics.variance([statistics.mean(s.values()) for s in arms[a]]) / len(arms[a])
+                for a in (one, other)
+            ]
+            lines.append(
+                f"{task}, {one} - {other}: {statistics.mean(gaps):+.4f} "
+                f"± {items_error:.4f} over {len(ids)} items, ± {sum(spread) ** 0.5:.4f} over seeds"
+            )
+    return lines
+
+
 def figures(out: Path) -> dict[str, dict[str, list[float]]]:
     """{measure: {arm: one value a seed}}."""
     found: dict[str, dict[str, list[float]]] = {}
-    for place in _models(out):
+    for place in _scored(out):
         arm = place.name.rpartition("-")[0]
-        for file in sorted((out / "scores" / place.name).glob("*/results.json")):
+        for file in sorted(place.glob("*/results.json")):
             for entry in json.loads(file.read_text(encoding="utf-8"))["tasks"]:
                 named = entry.get("groups") or {}
                 if entry["task"] == "bits":
@@ -271,7 +313,12 @@ def figures(out: Path) -> dict[str, dict[str, list[float]]]:
                     values = {f"{entry['task']}": entry["value"]}
                 for name, value in values.items():
                     found.setdefault(name, {}).setdefault(arm, []).append(float(value))
-    return found
+    # Most sources hold out the same documents in both corpora: once is enough.
+    once: dict[str, dict[str, list[float]]] = {}
+    for name, by_arm in found.items():
+        if by_arm not in once.values():
+            once[name] = by_arm
+    return once
 
 
 def table(out: Path) -> None:
@@ -285,6 +332,7 @@ def table(out: Path) -> None:
             error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
             cells.append(f"{statistics.mean(values):.4f} ± {error:.4f}" if values else "")
         print(f"| {name} | " + " | ".join(cells) + " |")
+    print("", *differences(out), sep="\n")
     artifact.write_atomic(out / "figures.json", json.dumps(found, indent=1))
     _plot(found, out / "ablation.svg")
 
@@ -329,7 +377,7 @@ def main() -> None:
     parser.add_argument("--lists", type=Path, help="a package index as text: apt-cache dumpavail")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--part", default="1/1", help="I/N: train every N-th run, from the I-th; one process each"
+        "--part", default="1/1", help="I/N: train or score every N-th, from the I-th; one process each"
     )
     parser.add_argument("--tokens", type=float, default=1.5e8)
     parser.add_argument("--batch-tokens", type=int, default=131072)
