@@ -2,6 +2,8 @@
 
     python benchmarks/mup_coordinate_check.py [--out FOLDER]            the check: seconds on a CPU
     python benchmarks/mup_coordinate_check.py --transfer [--out FOLDER]  the sweep: minutes on a CPU
+    ... --transfer --device cuda --head 64 --layers 4 --rows 32 --length 256 --steps 300 \\
+        --widths 128,256,512,1024 --kinds adamw --parametrizations mup       a part of it at real sizes
 
 The check trains models of several widths for a few steps and prints the root mean square of each part's
 change since the start, with its slope against width (log-log). In the maximal-update parametrisation
@@ -33,20 +35,30 @@ from pocketphi.train.config import OptimizerConfig
 from pocketphi.train.cross_entropy import chunked_cross_entropy
 from pocketphi.train.optimizer import Optimizers
 
-HEAD = 16
 PARTS = ("embedding", "attention", "mlp", "stream", "logits")
 
 
-def make(width: int, base: int, parametrization: str, kind: str, *, layers: int = 2, seed: int = 0) -> Any:
+def make(
+    width: int,
+    base: int,
+    parametrization: str,
+    kind: str,
+    *,
+    layers: int = 2,
+    head: int = 16,
+    length: int = 128,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Any:
     """A tiny model of `width` with heads of one size, and its optimizers."""
     config = ModelConfig(
         vocab_size=256,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
-        num_attention_heads=width // HEAD,
-        num_key_value_heads=max(1, width // HEAD // 2),
-        max_position_embeddings=128,
+        num_attention_heads=width // head,
+        num_key_value_heads=max(1, width // head // 2),
+        max_position_embeddings=length,
         tie_word_embeddings=False,
         eos_token_id=0,
         pad_token_id=0,
@@ -55,9 +67,11 @@ def make(width: int, base: int, parametrization: str, kind: str, *, layers: int 
     model.reset_parameters(seed=seed, scale_residual=True)
     settings = OptimizerConfig(kind=kind, weight_decay=0.0)  # type: ignore[arg-type]
     if parametrization == "standard":
+        model.to(device)
         return model, Optimizers(model, settings)
     scaled = MaximalUpdate.of(config, base)
     scaled.start(model)
+    model.to(device)
     return model, Optimizers(model, settings, scaled.rate_factor)
 
 
@@ -146,27 +160,34 @@ def slope(widths: list[int], sizes: list[float]) -> float:
 
 
 def transfer(
-    widths: list[int], rates: list[float], parametrization: str, kind: str, steps: int
+    widths: list[int], rates: list[float], parametrization: str, kind: str, options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Loss on rows that are not trained on, by width, for every learning rate."""
-    text = text_bytes()
+    text, steps = text_bytes(), options.steps or 150
     part = len(text) // 10
     text, kept = text[part:], text[:part]
-    judged = next(batches(kept, 64, 64, 7))
+    judged = next(batches(kept, 64, options.length, 7)).to(options.device)
+    shape = {
+        "layers": options.layers,
+        "head": options.head,
+        "length": max(128, options.length),
+        "device": options.device,
+    }
     found: dict[str, list[float]] = {}
     for width in widths:
         found[str(width)] = []
         for rate in rates:
-            model, optimizers = make(width, widths[0], parametrization, kind)
-            feed = batches(text, 8, 64, 0)
+            model, optimizers = make(width, widths[0], parametrization, kind, **shape)
+            feed = batches(text, options.rows, options.length, 0)
             for index in range(steps):
                 # A short warm-up and a linear decay, as in real runs.
                 now = rate * min(1.0, (index + 1) / (0.1 * steps), (steps - index) / (0.5 * steps))
-                step(model, optimizers, next(feed), now)
+                step(model, optimizers, next(feed).to(options.device), now)
             with torch.no_grad():
                 logits = model(judged[:, :-1]).flatten(0, 1)
             value = float(torch.nn.functional.cross_entropy(logits, judged[:, 1:].flatten()))
             found[str(width)].append(value if math.isfinite(value) else 99.0)
+        print(f"  width {width}: " + ", ".join(f"{v:.3f}" for v in found[str(width)]), flush=True)
     return found
 
 
@@ -186,7 +207,10 @@ def plot(panels: list[tuple[str, list[Any], dict[str, list[float]]]], path: Path
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), sharey=True)
+    figure, grid = pyplot.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.4), sharey=True, squeeze=False
+    )
+    axes = grid[0]
     for axis, (title, xs, lines) in zip(axes, panels):
         for name, ys in lines.items():
             axis.plot(xs, ys, marker="o", markersize=3, label=name)
@@ -209,6 +233,13 @@ def main() -> None:
     parser.add_argument("--rates", default="0.0005,0.001,0.002,0.004,0.008,0.016,0.032,0.064")
     parser.add_argument("--steps", type=int, default=0, help="default 6 (check), 150 (sweep)")
     parser.add_argument("--kinds", default="adamw,muon")
+    parser.add_argument("--parametrizations", default="standard,mup")
+    sweep = parser.add_argument_group("the sweep's models and batches")
+    sweep.add_argument("--device", default="cpu")
+    sweep.add_argument("--layers", type=int, default=2)
+    sweep.add_argument("--head", type=int, default=16, help="head size; one for all widths")
+    sweep.add_argument("--rows", type=int, default=8)
+    sweep.add_argument("--length", type=int, default=64)
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -218,10 +249,10 @@ def main() -> None:
     results: dict[str, Any] = {"widths": widths}
     panels = []
     for kind in options.kinds.split(","):
-        for parametrization in ("standard", "mup"):
+        for parametrization in options.parametrizations.split(","):
             title = f"{parametrization}, {kind}"
             if options.transfer:
-                found = transfer(widths, rates, parametrization, kind, options.steps or 150)
+                found = transfer(widths, rates, parametrization, kind, options)
                 best = [best_rate(rates, found[str(w)]) for w in widths]
                 results[title] = {"rates": rates, "losses": found, "best_rate": best}
                 exponent = slope(widths, best)
