@@ -109,7 +109,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 200_000])
-    parser.add_argument("--sentences", type=int, default=12, help="length of a document, 113 bytes each")
+    parser.add_argument("--sentences", type=int, default=12, help="of a document, 113 bytes each")
     parser.add_argument("--engines", nargs="+", choices=["local", "ray"], default=["local", "ray"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--chunk-bytes", type=int, default=32 << 20)
@@ -126,6 +126,7 @@ def main() -> None:
                     "engine": engine,
                     "workers": options.workers,
                     "chunk_bytes": options.chunk_bytes,
+                    "dedup_memory_bytes": 16 << 20,
                 }
                 found = measure(config, Path(name, engine))
                 checksums.add(found.pop("checksum"))

@@ -3,7 +3,8 @@
     python benchmarks/corpus_kills.py --kills 20 [--engine ray]
 
 Inputs are made up (web pages, JSON lines with copies and near-copies, broken records). Every kill is a
-SIGKILL of the whole process at a random moment of its life; the next run continues. Prints one JSON object.
+SIGKILL of the whole process at a random moment of its life; the next run continues. The files are compared
+with those of a quiet local run, whatever the engine. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -69,12 +70,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_inputs(folder / "data", options.lines)
-        started = time.monotonic()
         quiet = corpus.run(parse(corpus.CorpusConfig, config), {}, out=folder / "quiet")
-        undisturbed_s = time.monotonic() - started
         config["engine"] = options.engine
+        started = time.monotonic()
+        if start(config, folder / "undisturbed").wait():
+            sys.exit("the undisturbed run failed")
+        undisturbed_s = time.monotonic() - started
         kills = runs = 0
         moments: list[float] = []
+        parts: list[int] = []  # that were finished then
         equal = True
         while kills < options.kills:
             out = folder / f"killed-{runs}"
@@ -89,6 +93,7 @@ def main() -> None:
                     process.wait()
                     kills += 1
                     moments.append(round(moment, 2))
+                    parts.append(len(list(Path(f"{out}.scratch").glob("part-*.json"))))
                 else:
                     break  # it ended before its turn: judged below, and a new one begins
             done = corpus.run(parse(corpus.CorpusConfig, config), {}, out=out)
@@ -107,6 +112,7 @@ def main() -> None:
         "kills": kills,
         "runs": runs,
         "killed_at_s": moments,
+        "parts_finished": parts,
         "same_checksums": equal,
     }
     print(json.dumps(figures, indent=1))

@@ -228,7 +228,7 @@ class Pool:
             first, last = chunk.raws[0].where, chunk.raws[-1].where
             raise DataError(
                 f"records {first} to {last}: {how}, {trouble.blind} times, outside any one document",
-                hint="less memory per chunk (--set corpus.chunk_documents=64) or fewer workers may help",
+                hint="a smaller chunk_documents (64) or fewer workers may help",
             )
         return chunk
 

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class PartMaker:
             raise DataError(
                 f"records {chunk.raws[0].where} to {chunk.raws[-1].where}: "
                 f"the process that had them was lost {_MAX_LOSSES} times",
-                hint="Ray's logs say why; less memory per chunk (--set corpus.chunk_documents=64) may help",
+                hint="Ray's logs say why; a smaller chunk_documents (64) may help",
             )
         (summary,) = self.pool.run(iter([chunk]))
         self.job.tries(str(chunk.part)).unlink(missing_ok=True)
@@ -193,7 +194,7 @@ def _run(ray: Any, config: CorpusConfig, folders: Folders) -> Iterator[dict[str,
     count = config.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     parts = 0
     expected: int | None = None
-    with contextlib.closing(_replies(ray, config, job, count)) as replies:
+    with _quiet(), contextlib.closing(_replies(ray, config, job, count)) as replies:
         for reply in replies:
             if "error" in reply:
                 raise_reply(reply)
@@ -214,29 +215,26 @@ def _run(ray: Any, config: CorpusConfig, folders: Folders) -> Iterator[dict[str,
 def _replies(ray: Any, config: CorpusConfig, job: Job, count: int) -> Generator[dict[str, Any], None, None]:
     """Yield what `count` PartMakers answer to the rows of `read_rows`."""
     data = ray.data
-    logger = logging.getLogger("ray.data")
-    level = logger.level
+    # The reader waits most of the time: it takes no CPU from the actors.
+    rows = data.read_datasource(_datasource(data, job), override_num_blocks=1, num_cpus=0)
+    context = rows.context
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # a row is a block: it goes on as soon as it is read
+    context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = -1  # the pools know better how long a document may take
+    limit = data.ExecutionResources.for_limits(object_store_memory=_STORED * count * config.chunk_bytes)
+    context.execution_options.resource_limits = limit
+    replies = rows.map_batches(
+        PartMaker,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=_QUEUED),
+        num_cpus=1,
+    )
     try:
-        logger.setLevel(logging.CRITICAL)  # what matters comes as an exception
-        # The reader waits most of the time: it takes no CPU from the actors.
-        rows = data.read_datasource(_datasource(data, job), override_num_blocks=1, num_cpus=0)
-        context = rows.context
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.target_max_block_size = 1  # a row is a block: it goes on as soon as it is read
-        context.max_errored_blocks = 0
-        context.execution_no_progress_timeout_s = -1  # the pools know better how long a document may take
-        limit = data.ExecutionResources.for_limits(object_store_memory=_STORED * count * config.chunk_bytes)
-        context.execution_options.resource_limits = limit
-        replies = rows.map_batches(
-            PartMaker,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=_QUEUED),
-            num_cpus=1,
-        )
         for batch in replies.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from map(json.loads, batch.column("reply").to_pylist())
     except ray.exceptions.RayTaskError:
@@ -245,8 +243,20 @@ def _replies(ray: Any, config: CorpusConfig, job: Job, count: int) -> Generator[
         raise DataError(
             f"Ray gave up: {error}", hint="run again: the parts that are finished are not made again"
         ) from None
-    finally:
-        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Ray Data says of its work; what matters comes as an exception."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.data\.")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _datasource(data: Any, job: Job) -> Any:
