@@ -39,11 +39,9 @@ _KINDS = {  # by a piece of the command line
 
 
 def write_lines(path: Path, number: int, sentences: int) -> None:
-    texts = [paragraph(seed, sentences) for seed in range(2000)]
     with open(path, "w") as file:
         for index in range(number):
-            text = f"{texts[index % len(texts)]} This was number {index * 7919}."
-            file.write(json.dumps({"id": str(index), "text": text}) + "\n")
+            file.write(json.dumps({"id": str(index), "text": paragraph(index, sentences)}) + "\n")
 
 
 def processes(root: int) -> dict[int, str]:

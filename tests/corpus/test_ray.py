@@ -186,7 +186,7 @@ class TestARunningRay:
     @pytest.fixture
     def lines(self, tmp_path: Path) -> Path:
         path = tmp_path / "lines.jsonl"
-        path.write_text("".join(json.dumps({"text": paragraph(i, 3)}) + "\n" for i in range(80)))
+        path.write_text("".join(json.dumps({"text": paragraph(i, 3)}) + "\n" for i in range(160)))
         return path
 
     @staticmethod
