@@ -34,11 +34,15 @@ DOCUMENT_SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
 
 @dataclass
 class Chunk:
-    """Raw records `raws` of source number `source`, which become part number `part`."""
+    """Raw records `raws` of source number `source`, which become part number `part`.
+
+    `finished` is the summary of a part that an earlier run made; the records are left out then.
+    """
 
     part: int
     source: int
     raws: list[Raw]
+    finished: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,15 @@ def chunks(config: CorpusConfig) -> Iterator[Chunk]:
         if waiting:
             yield Chunk(part, number, waiting)
             part += 1
+
+
+def open_chunks(config: CorpusConfig, folders: Folders) -> Iterator[Chunk]:
+    """Yield `chunks(config)`, those whose part is there already with its summary in place of the records."""
+    for chunk in chunks(config):
+        summary = read_done(folders, chunk.part)
+        if summary is not None:
+            chunk = Chunk(chunk.part, chunk.source, [], {**summary, "resumed": True})
+        yield chunk
 
 
 class PartWriter:

@@ -24,8 +24,8 @@ from pocketphi.core.errors import DataError
 from pocketphi.corpus import exact_duplicates, near_duplicates, readers, repeated_lines, verdicts
 from pocketphi.corpus.config import PYTHON_DOCS, CorpusConfig, InputConfig
 from pocketphi.corpus.decontamination import BenchmarkIndex, benchmark_files, benchmark_items
-from pocketphi.corpus.engines import run_chunks
-from pocketphi.corpus.parts import Chunk, Folders, chunks, read_done, write_parquet
+from pocketphi.corpus.engines import run_parts
+from pocketphi.corpus.parts import Folders, read_done, write_parquet
 from pocketphi.corpus.rules import bounds_for, rules
 from pocketphi.corpus.statistics import Statistics, mixture_warnings
 
@@ -133,36 +133,20 @@ def _index_benchmarks(config: CorpusConfig, folders: Folders) -> None:
 
 
 def _make_parts(config: CorpusConfig, folders: Folders) -> list[dict[str, Any]]:
-    """Have every chunk processed that is not done yet; return all summaries in order, without the failures."""
+    """Have every part made that is not done yet; return all summaries in order, without the failures."""
     summaries: dict[int, dict[str, Any]] = {}
-    found = failed = 0
-
-    def keep(summary: dict[str, Any]) -> None:
-        # A source may fail a million times: the failures stay on disk until they are written out.
-        nonlocal failed
-        failed += len(summary["failures"])
-        summaries[summary["part"]] = {n: summary[n] for n in ("part", "source", "documents")}
-
+    failed = 0
     with progress.bar("corpus", unit="documents") as bar:
-
-        def open_chunks() -> Iterator[Chunk]:
-            nonlocal found
-            for chunk in chunks(config):
-                found += 1
-                summary = read_done(folders, chunk.part)
-                if summary is None:
-                    yield chunk
-                else:
-                    keep(summary)
-
-        for summary in run_chunks(config, folders, open_chunks()):
-            keep(summary)
-            bar.advance(summary["documents_in"], failed=failed)
-    if not found:
+        for summary in run_parts(config, folders):
+            failed += len(summary["failures"])
+            # A source may fail a million times: the failures stay on disk until they are written out.
+            summaries[summary["part"]] = {n: summary[n] for n in ("part", "source", "documents")}
+            bar.advance(0 if summary.get("resumed") else summary["documents_in"], failed=failed)
+    if not summaries:
         raise DataError(
             "the inputs hold no document", hint="see `phi corpus build --help` for what can be read"
         )
-    return [summaries[part] for part in range(found)]
+    return [summaries[part] for part in range(len(summaries))]
 
 
 def _judge(config: CorpusConfig, folders: Folders, summaries: list[dict[str, Any]]) -> dict[str, Any]:

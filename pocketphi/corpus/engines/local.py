@@ -17,7 +17,7 @@ import pocketphi
 from pocketphi.core.config import to_tree
 from pocketphi.core.errors import DataError
 from pocketphi.corpus.config import CorpusConfig
-from pocketphi.corpus.engines.wire import pack, read_frame, write_frame
+from pocketphi.corpus.engines.wire import pack, raise_reply, read_frame, write_frame
 from pocketphi.corpus.parts import Chunk, Folders
 
 _START_TIMEOUT_S = 120.0
@@ -97,6 +97,9 @@ class Pool:
                 if chunk is None:
                     exhausted = True
                     break
+                if chunk.finished is not None:
+                    yield chunk.finished
+                    continue
                 lost = self._give(worker, chunk)
                 if lost is not None:
                     again.append(lost)
@@ -225,7 +228,7 @@ class Pool:
             first, last = chunk.raws[0].where, chunk.raws[-1].where
             raise DataError(
                 f"records {first} to {last}: {how}, {trouble.blind} times, outside any one document",
-                hint="less memory per chunk (--set corpus.chunk_documents=64) or fewer workers may help",
+                hint="a smaller chunk_documents (64) or fewer workers may help",
             )
         return chunk
 
@@ -245,10 +248,3 @@ def _cpu_s(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return 0.0
-
-
-def raise_reply(reply: dict[str, Any]) -> None:
-    """Raise what a worker reported: a full disk as OSError, everything else as DataError."""
-    if reply.get("errno"):
-        raise OSError(reply["errno"], reply["error"], reply.get("filename"))
-    raise DataError(reply["error"], hint=reply.get("hint"))

@@ -1,4 +1,4 @@
-"""How chunks travel to workers: length-prefixed frames of one JSON header and raw bytes. No pickle."""
+"""How chunks travel to workers, and errors back: frames of one JSON header and raw bytes. No pickle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import struct
 from collections.abc import Sequence
 from typing import IO, Any
 
+from pocketphi.core import errors
+from pocketphi.core.errors import PocketPhiError
 from pocketphi.corpus.document import Raw
 
 _CONTENT = ("html", "text", "line")
@@ -84,3 +86,20 @@ def unpack(rows: Sequence[dict[str, Any]], blobs: Sequence[bytes]) -> list[Raw]:
                 fields[name] = blobs[index].decode("utf-8", "surrogatepass") if is_text else blobs[index]
         raws.append(Raw(**fields))
     return raws
+
+
+def describe(error: PocketPhiError | OSError) -> dict[str, Any]:
+    """Return an error as JSON-ready fields: `raise_reply` in another process raises its like."""
+    if isinstance(error, PocketPhiError):
+        return {"error": error.message, "hint": error.hint, "type": type(error).__name__}
+    where = None if error.filename is None else str(error.filename)
+    return {"error": error.strerror or str(error), "errno": error.errno, "filename": where}
+
+
+def raise_reply(reply: dict[str, Any]) -> None:
+    """Raise what `describe` described: a full disk is an OSError again, a user's mistake a UserError."""
+    if "type" in reply:
+        raise getattr(errors, reply["type"])(reply["error"], hint=reply["hint"])
+    if reply["errno"] is None:
+        raise OSError(reply["error"])
+    raise OSError(reply["errno"], reply["error"], reply["filename"])

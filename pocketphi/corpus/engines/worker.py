@@ -16,7 +16,7 @@ from typing import Any
 from pocketphi.core import config as configuration
 from pocketphi.core.errors import PocketPhiError
 from pocketphi.corpus.config import CorpusConfig
-from pocketphi.corpus.engines.wire import read_frame, unpack, write_frame
+from pocketphi.corpus.engines.wire import describe, read_frame, unpack, write_frame
 from pocketphi.corpus.parts import Chunk, Folders, PartWriter
 
 
@@ -43,15 +43,8 @@ def main() -> None:
             reply: dict[str, Any] = writer.write(
                 chunk, lambda index: write_frame(replies, {"at": index}), skip
             )
-        except PocketPhiError as error:
-            reply = {"part": chunk.part, "error": error.message, "hint": error.hint}
-        except OSError as error:
-            reply = {
-                "part": chunk.part,
-                "error": str(error),
-                "errno": error.errno,
-                "filename": error.filename,
-            }
+        except (PocketPhiError, OSError) as error:
+            reply = describe(error)
         write_frame(replies, reply)
 
 
