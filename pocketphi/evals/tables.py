@@ -26,11 +26,13 @@ def flat(found: Artifact) -> list[dict[str, Any]]:
     tree = results(found)
     rows = []
     for entry in tree["tasks"]:
-        row = {k: v for k, v in entry.items() if k != "groups"}
+        row = {k: v for k, v in entry.items() if k not in ("groups", "metrics", "versions")}
         for cell in published.cells(entry, published.models()):
             row[f"published.{cell.model}"] = cell.score
         for group, figures in entry.get("groups", {}).items():
             row[f"group.{group}"] = figures["value"]
+        for name, figures in entry.get("metrics", {}).items():
+            row[f"metric.{name}"] = figures["value"]
         rows.append({**row, **{f"model.{k}": v for k, v in tree["identity"].items()}})
     return rows
 
@@ -45,6 +47,7 @@ def text(found: Artifact) -> str:
         lines.append(
             f"{entry['task']:<34} {entry['metric']:<14} {entry['value']:>8.4f} {error:>9} {chance:>7} {entry['n']:>6}"
         )
+        lines += _other_metrics(entry)
         if entry["kind"] == "conversation":
             lines.append(f"{'':<34} {judge_words(entry)}")
         if entry.get("contaminated_share") is not None:
@@ -61,6 +64,21 @@ def text(found: Artifact) -> str:
     if beside:
         lines += ["", beside]
     return "\n".join(lines)
+
+
+def _other_metrics(entry: Mapping[str, Any]) -> list[str]:
+    """lm-eval's further figures of a task, a line each."""
+    lines = []
+    for key, figures in entry.get("metrics", {}).items():
+        name, _, by = key.partition(",")
+        words = name if by == "none" else f"{name} ({by})"
+        if (name, by) == (entry["metric"], entry["filter"]):
+            if by != "none":
+                lines.append(f"{'':<34} the value above is {words}")
+            continue
+        error = "-" if figures["stderr"] is None else f"{figures['stderr']:.4f}"
+        lines.append(f"{'':<34} {words}: {figures['value']:.4f} ± {error}")
+    return lines
 
 
 def planned(rows: Sequence[Mapping[str, Any]]) -> str:
