@@ -120,7 +120,7 @@ def judged(
 ) -> Any:
     import lm_eval
 
-    with rows.Supply(evals.EvalConfig(data_dir=data), shots).installed():
+    with rows.Supply(evals.EvalConfig(data_dir=data), name, shots).installed():
         return lm_eval.simple_evaluate(
             model=judge, tasks=[name], num_fewshot=shots, samples=samples, bootstrap_iters=0,
             task_manager=index.manager(),

@@ -53,13 +53,15 @@ class Item:
 class Defined:
     """What lm-eval made of a name: its tasks, the group that weighs them, and where their rows came from.
 
-    outcomes: per item id, lm-eval's figures of it by (metric, filter), once it is scored.
+    outcomes: per item id, lm-eval's figures of it by (metric, filter), once it is scored. hub: whether lm-eval
+    may fetch what it needs.
     """
 
     tasks: dict[str, Any]
     group: Any
     supply: rows.Supply
     definition_sha256: str
+    hub: bool = False
     outcomes: dict[str, dict[tuple[str, str], Any]] = field(default_factory=dict)
 
 
@@ -73,7 +75,7 @@ def load(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
     """
     name = task.name.removeprefix(index.PREFIX)
     asked = int(task.settings["shots"]) if "shots" in task.settings else None
-    supply = rows.Supply(config, asked)
+    supply = rows.Supply(config, name, asked)
     with guarded(task.name, hub=config.hub), _seeded():
         with supply.installed():
             found = index.manager().load(name)
@@ -96,7 +98,7 @@ def load(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
     numbers = set(shots.values())
     task = replace(task, shots=numbers.pop() if len(numbers) == 1 else 0)
     each = Loaded(task, items, {}, None, None, len(hashes))
-    each.defined = Defined(built, group, supply, definition)
+    each.defined = Defined(built, group, supply, definition, config.hub)
     _add_files(each, supply, shots)
     each.rows_sha256 = text_sha256("\n".join(hashes))
     if any(shots.values()):
@@ -114,13 +116,13 @@ def guarded(name: str, *, hub: bool) -> Iterator[None]:
     except PocketPhiError:
         raise
     except Exception as error:
-        ours = rows.unguarded(error)
-        if ours is not None:
-            raise ours from None
         if isinstance(error, ImportError):
             raise UserError(f"{name}: lm-eval needs a package that is not installed: {error}") from None
         words = " ".join(str(error).split())[:300]
-        raise DataError(f"{name}: lm-eval fails on it: {type(error).__name__}: {words}") from error
+        raise DataError(
+            f"{name}: lm-eval fails on it: {type(error).__name__}: {words}",
+            hint="its rows may lack columns that lm-eval's definition reads",
+        ) from error
 
 
 @contextmanager

@@ -57,13 +57,13 @@ class Given:
 class Supply:
     """Stands in for `ConfigurableTask.download` while lm-eval builds its tasks.
 
-    shots: asked for by hand, None for the task's own number. `given` tells afterwards, by task name, what
-    each was given. The rows lie in a folder that is removed with this object.
+    name: what is built. shots: asked for by hand, None for the task's own number. `given` tells afterwards,
+    by task name, what each was given. The rows lie in a folder that is removed with this object.
     """
 
-    def __init__(self, config: EvalConfig, shots: int | None) -> None:
+    def __init__(self, config: EvalConfig, name: str, shots: int | None) -> None:
         self.given: dict[str, Given] = {}
-        self._config, self._shots = config, shots
+        self._config, self._name, self._shots = config, name, shots
         self._folder = tempfile.TemporaryDirectory(prefix="pocketphi-lm-eval-", ignore_cleanup_errors=True)
 
     @contextmanager
@@ -78,15 +78,19 @@ class Supply:
                 return
             if not supply._config.hub:
                 raise supply._missing(task)
-            progress.say(f"lm-eval: fetching {task.DATASET_PATH or task.config.task} from the Hub")
+            progress.say(f"lm-eval: fetching {task.DATASET_PATH or supply._called(task)} from the Hub")
             theirs(task, dataset_kwargs, **more)
-            supply.given[task.config.task] = Given(origin=_origin(task))
+            supply.given[supply._called(task)] = Given(origin=_origin(task))
 
         ConfigurableTask.download = download
         try:
             yield
         finally:
             ConfigurableTask.download = theirs
+
+    def _called(self, task: Any) -> str:
+        # A task that is a class learns its name after its rows.
+        return task.config.task or self._name
 
     def _local(self, task: Any) -> bool:
         files, rows = self._files(task)
@@ -95,7 +99,7 @@ class Supply:
         import datasets
 
         datasets.disable_progress_bars()
-        name = task.config.task
+        name = self._called(task)
         place = Path(self._folder.name) / re.sub(r"\W", "_", name)
         whole = datasets.DatasetDict({s: datasets.Dataset.from_list(rows(s)) for s in files})
         # On disk, so that `datasets` keeps what a task's process_docs makes of them: some shuffle, and
@@ -113,7 +117,7 @@ class Supply:
         folder = self._config.data_dir
         if folder is None:
             return {}, lambda split: []
-        own = {s: data.find(folder / OWN_FOLDER, f"{task.config.task}.{s}") for s in self._splits(task)}
+        own = {s: data.find(folder / OWN_FOLDER, f"{self._called(task)}.{s}") for s in self._splits(task)}
         found = {s: f for s, f in own.items() if f is not None}
         if found:
             return found, lambda split: list(data.read(found[split], ()))
@@ -144,7 +148,7 @@ class Supply:
         return needed
 
     def _missing(self, task: Any) -> MissingData:
-        name, c = task.config.task, task.config
+        name, c = self._called(task), task.config
         place = "/".join(x for x in (task.DATASET_PATH, task.DATASET_NAME) if x) or "its own source"
         lacking = sorted(self._needed(task) - self._files(task)[0].keys())
         splits = ", ".join(lacking) or c.test_split or c.validation_split or "test"
@@ -196,7 +200,8 @@ _hooked = False
 def offline(name: str, *, hub: bool) -> Iterator[None]:
     """Stop this thread from opening connections, unless `hub`. MissingData names the task that tried.
 
-    An audit hook cannot be taken out again; outside of this it looks at one attribute and returns.
+    An audit hook cannot be taken out again; outside of this it looks at one attribute and returns. What lm-eval
+    and others make of the refusal is replaced by the refusal.
     """
     global _hooked
     if hub:
@@ -205,9 +210,13 @@ def offline(name: str, *, hub: bool) -> Iterator[None]:
     if not _hooked:
         sys.addaudithook(_audit)
         _hooked = True
-    _closed.name = name
+    _closed.name, _closed.refusal = name, None
     try:
         yield
+    except Exception as error:
+        if _closed.refusal is not None and not isinstance(error, PocketPhiError):
+            raise _closed.refusal from None
+        raise
     finally:
         _closed.name = None
 
@@ -221,20 +230,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         place = arguments[1][0]
     else:
         return
-    raise MissingData(
-        f"{_closed.name}: lm-eval wants to reach {place} for this task",
-        hint="--hub lets it",
+    _closed.refusal = MissingData(
+        f"{_closed.name}: lm-eval wants to reach {place} for this task", hint="--hub lets it"
     )
-
-
-def unguarded(error: BaseException) -> PocketPhiError | None:
-    """Our own error inside what another package made of it, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, PocketPhiError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
+    raise _closed.refusal
 
 
 # From our files' columns to those of the data sets they were made from.

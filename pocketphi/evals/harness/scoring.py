@@ -58,7 +58,7 @@ def run_task(config: EvalConfig, each: Loaded, scorer: Scorer, journal: Journal)
                 journal.add(record)
                 shown.advance()
     kept = [journal.records[(label, item.id)] for item in each.items]
-    with guarded(each.task.name, hub=config.hub):
+    with guarded(each.task.name, hub=defined.hub):
         defined.outcomes = _outcomes(each.items, kept, defined)
     metric = _primary(each.task, defined)
     return [_record(item, record, defined, metric) for item, record in zip(each.items, kept)]
@@ -193,13 +193,17 @@ def figures(each: Loaded, records: Sequence[Mapping[str, Any]]) -> dict[str, Any
     `metrics` holds all by "metric,filter", each with value, standard error and direction. Standard errors of
     means are those of independent items; others are bootstrapped over items (1000 draws, fixed seed).
     """
-    task, defined = each.task, each.defined
+    with guarded(each.task.name, hub=each.defined.hub):
+        return _figures(each.task, each.defined, records)
+
+
+def _figures(task: Task, defined: Defined, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metric, filter_ = _primary(task, defined)
     scored: dict[str, dict[str, Any]] = {}
     for part, theirs in defined.tasks.items():
         ids = [r["id"] for r in records if r["part"] == part]
         if ids:
-            scored[part] = _aggregated(theirs, [defined.outcomes[i] for i in ids], task.name)
+            scored[part] = _aggregated(theirs, [defined.outcomes[i] for i in ids])
     if defined.group is None:
         whole = next(iter(scored.values()))
     else:
@@ -263,7 +267,7 @@ def version(each: Loaded) -> str:
     return prompt_version(each.task, [each.defined.definition_sha256, sample])
 
 
-def _aggregated(theirs: Any, outcomes: Sequence[Mapping[tuple[str, str], Any]], name: str) -> dict[str, Any]:
+def _aggregated(theirs: Any, outcomes: Sequence[Mapping[tuple[str, str], Any]]) -> dict[str, Any]:
     """lm-eval's figures of one of its tasks, in the shape that its groups aggregate."""
     by_key: dict[tuple[str, str], list[Any]] = {}
     for outcome in outcomes:
@@ -277,10 +281,6 @@ def _aggregated(theirs: Any, outcomes: Sequence[Mapping[tuple[str, str], Any]], 
         except OverflowError:
             # exp() of a text that the model finds impossible.
             found[f"{metric},{filter_}"] = math.inf
-        except Exception as error:
-            raise DataError(
-                f"{name}: lm-eval cannot aggregate {metric}: {type(error).__name__}: {error}"
-            ) from error
         found[f"{metric}_stderr,{filter_}"] = _stderr(aggregate, values)
     return found
 
