@@ -141,7 +141,11 @@ def differences(items: list[Row], entry: Row, theirs: Any, name: str) -> Row:
             for metric in sample["metrics"]:
                 value = item["metrics"].get(f"{metric},{sample['filter']}")
                 # Perplexities are log-likelihoods, of which the largest difference speaks.
-                if value is not None and "perplexity" not in metric and abs(value - float(sample[metric])) > 1e-6:
+                if (
+                    value is not None
+                    and "perplexity" not in metric
+                    and abs(value - float(sample[metric])) > 1e-6
+                ):
                     unequal.add(key)
             if key in seen:
                 continue

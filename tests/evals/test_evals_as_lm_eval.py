@@ -15,8 +15,8 @@ from pocketphi.evals.task import TASKS, Task, parse_task
 
 pytest.importorskip("lm_eval", reason="the package lm_eval is not installed")
 
-from pocketphi.evals import harness  # noqa: E402
-from pocketphi.evals.harness import index, rows  # noqa: E402
+from pocketphi.evals import harness
+from pocketphi.evals.harness import index, rows
 
 CLAIMED = [name for name, task in TASKS.items() if task.lm_eval]
 ROWS = 40

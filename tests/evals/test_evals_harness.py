@@ -168,7 +168,9 @@ def test_a_group_keeps_its_parts_and_their_groups(tiny: Path, judge, data: Path,
     for name, figures in groups.items():
         assert figures["value"] == pytest.approx(said[name]["acc,none"], abs=1e-6), name
         assert figures["n"] == said[name]["sample_len"]
-    flat = tables.flat(evals.run(EvalConfig(tasks=["lm-eval/mmlu"], data_dir=data), {"model": tiny}, out=tmp_path / "e"))
+    flat = tables.flat(
+        evals.run(EvalConfig(tasks=["lm-eval/mmlu"], data_dir=data), {"model": tiny}, out=tmp_path / "e")
+    )
     assert flat[0]["group.mmlu_stem"] == groups["mmlu_stem"]["value"]
     assert not any(isinstance(v, dict) for k, v in flat[0].items() if not k.startswith("model."))
 
@@ -177,7 +179,7 @@ def test_a_limit_draws_by_hash_and_asks_as_lm_eval_asks_those(
     tiny: Path, judge, data: Path, tmp_path: Path
 ) -> None:
     config = EvalConfig(tasks=["lm-eval/arc_easy:shots=2"], data_dir=data, limit=5)
-    tree, mine = ours(config, tiny, tmp_path / "e")
+    _, mine = ours(config, tiny, tmp_path / "e")
     numbers = [r["number"] for r in mine]
     assert len(numbers) == 5 and numbers == sorted(numbers) and numbers != [0, 1, 2, 3, 4]
     samples = theirs(judge, "arc_easy", data, 2, {"arc_easy": numbers})["samples"]["arc_easy"]
@@ -201,14 +203,20 @@ def test_settings_choose_the_value_among_lm_evals_figures(tiny: Path, data: Path
     assert entries["lm-eval/gsm8k_cot[flexible-extract]"]["max_new_tokens"] == 8
     shown = tables.text(found)
     assert "acc_norm:" in shown and "exact_match (strict-match):" in shown
-    with pytest.raises(UserError, match="gives no such figure.*metric=acc_norm"):
-        evals.run(EvalConfig(tasks=["lm-eval/arc_easy:metric=f1"], data_dir=data), {"model": tiny}, out=tmp_path / "f")
+    with pytest.raises(UserError, match=r"gives no such figure.*metric=acc_norm"):
+        evals.run(
+            EvalConfig(tasks=["lm-eval/arc_easy:metric=f1"], data_dir=data),
+            {"model": tiny},
+            out=tmp_path / "f",
+        )
 
 
 def test_engine_and_torch_answer_alike(tiny: Path, data: Path, tmp_path: Path) -> None:
     from pocketphi import quant
 
-    gguf = quant.run(quant.QuantConfig(type="f32", fidelity_tokens=0), {"checkpoint": tiny}, out=tmp_path / "gguf")
+    gguf = quant.run(
+        quant.QuantConfig(type="f32", fidelity_tokens=0), {"checkpoint": tiny}, out=tmp_path / "gguf"
+    )
     tasks = ["lm-eval/arc_easy:shots=1", "lm-eval/wikitext", "lm-eval/gsm8k_cot:shots=0"]
     config = EvalConfig(tasks=tasks, data_dir=data, max_new_tokens=16)
     _, torch_items = ours(config, tiny, tmp_path / "torch")
@@ -265,11 +273,17 @@ def test_two_models_are_compared_item_by_item(
     assert rows_["lm-eval/wikitext[bits_per_byte]"]["lower_is_better"]
     assert not rows_["lm-eval/arc_easy"]["lower_is_better"]
     refused = {r["task"]: r["reasons"] for r in tree["refused"]}
-    assert refused["lm-eval/wikitext"] == ["word_perplexity is no mean over items, so there is nothing to pair"]
+    assert refused["lm-eval/wikitext"] == [
+        "word_perplexity is no mean over items, so there is nothing to pair"
+    ]
     assert any(d["task"] == "lm-eval/arc_easy" and d["options"] for d in differing)
-    page = compare.run(compare.CompareConfig(resamples=200), {"a": sides[0], "b": sides[1]}, out=tmp_path / "c")
+    page = compare.run(
+        compare.CompareConfig(resamples=200), {"a": sides[0], "b": sides[1]}, out=tmp_path / "c"
+    )
     assert "lm-eval/mmlu_stem" in page.file("index.html").read_text(encoding="utf-8")
-    fewer = evals.run(EvalConfig(tasks=["lm-eval/arc_easy:shots=1"], data_dir=data), {"model": tiny}, out=tmp_path / "f")
+    fewer = evals.run(
+        EvalConfig(tasks=["lm-eval/arc_easy:shots=1"], data_dir=data), {"model": tiny}, out=tmp_path / "f"
+    )
     with pytest.raises(DataError, match="another protocol"):
         compare.run(compare.CompareConfig(), {"a": fewer, "b": sides[1]}, out=tmp_path / "d")
 
@@ -304,7 +318,10 @@ def test_a_plan_counts_requests_and_what_they_share(data: Path) -> None:
 def test_rows_of_the_users_own_come_first(tiny: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     write(folder / "piqa.validation.jsonl", [{"goal": "ours", "sol1": "a", "sol2": "b", "label": 0}])
-    mine = [{"goal": "own", "sol1": "a", "sol2": "b c", "label": 1}, {"goal": "own 2", "sol1": "a", "sol2": "b", "label": 1}]
+    mine = [
+        {"goal": "own", "sol1": "a", "sol2": "b c", "label": 1},
+        {"goal": "own 2", "sol1": "a", "sol2": "b", "label": 1},
+    ]
     write(folder / "lm-eval/piqa.validation.jsonl", mine)
     tree, items = ours(EvalConfig(tasks=["lm-eval/piqa"], data_dir=folder), tiny, tmp_path / "e")
     assert {r["question"] for r in items} == {"Question: own\nAnswer:", "Question: own 2\nAnswer:"}
@@ -359,7 +376,9 @@ def test_without_the_package_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_rows_that_are_nowhere(tiny: Path, data: Path, tmp_path: Path) -> None:
     def run(task: str, folder: Path | None = data, **more):
-        return evals.run(EvalConfig(tasks=[task], data_dir=folder, **more), {"model": tiny}, out=tmp_path / "e")
+        return evals.run(
+            EvalConfig(tasks=[task], data_dir=folder, **more), {"model": tiny}, out=tmp_path / "e"
+        )
 
     with pytest.raises(MissingData, match=r"lm-eval/sciq needs rows of allenai/sciq \(split test\)") as error:
         run("lm-eval/sciq")
@@ -399,7 +418,10 @@ def test_lm_eval_opens_no_connection_unasked(tiny: Path, tmp_path: Path) -> None
     with pytest.raises((MissingData, DataError)) as error:
         evals.run(config, {"model": tiny}, out=tmp_path / "e")
     assert "wants to reach" in error.value.message and error.value.hint == "--hub lets it"
-    with rows.offline("x", hub=False), pytest.raises(MissingData, match="x: lm-eval wants to reach example.org"):
+    with (
+        rows.offline("x", hub=False),
+        pytest.raises(MissingData, match=r"x: lm-eval wants to reach example\.org"),
+    ):
         socket.create_connection(("example.org", 80), timeout=1)
     with rows.offline("x", hub=True), socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
