@@ -121,7 +121,7 @@ def guarded(name: str, *, hub: bool) -> Iterator[None]:
         words = " ".join(str(error).split())[:300]
         raise DataError(
             f"{name}: lm-eval fails on it: {type(error).__name__}: {words}",
-            hint="its rows may lack columns that lm-eval's definition reads",
+            hint=None if hub else "its rows may lack columns that lm-eval's definition reads",
         ) from error
 
 

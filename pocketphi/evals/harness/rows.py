@@ -183,9 +183,9 @@ def _origin(task: Any) -> dict[str, Any]:
     """Data set, configuration and commit that lm-eval fetched."""
     found: dict[str, Any] = {"repository": task.DATASET_PATH, "config": task.DATASET_NAME}
     for split in task.dataset.values():
-        info = getattr(split, "info", None)
-        match = re.search(r"@([0-9a-f]{40})", " ".join(getattr(info, "download_checksums", None) or {}))
-        if match:
+        # `datasets` keeps the rows of a data set in a folder named after its commit.
+        places = " ".join(str(f["filename"]) for f in getattr(split, "cache_files", None) or [])
+        if match := re.search(r"[/\\]([0-9a-f]{40})[/\\]", places):
             found["commit"] = match[1]
     return found
 
