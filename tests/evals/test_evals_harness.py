@@ -281,6 +281,12 @@ def test_two_models_are_compared_item_by_item(
         compare.CompareConfig(resamples=200), {"a": sides[0], "b": sides[1]}, out=tmp_path / "c"
     )
     assert "lm-eval/mmlu_stem" in page.file("index.html").read_text(encoding="utf-8")
+    from pocketphi import report
+
+    shown = report.run(report.ReportConfig(), {"eval": sides[0].path}, out=tmp_path / "r")
+    words_ = shown.file("index.html").read_text(encoding="utf-8")
+    perplexity = tables.results(sides[0])["tasks"][2]["value"]
+    assert f"{perplexity:.4f}" in words_ and f"{100 * perplexity:.1f}%" not in words_
     fewer = evals.run(
         EvalConfig(tasks=["lm-eval/arc_easy:shots=1"], data_dir=data), {"model": tiny}, out=tmp_path / "f"
     )

@@ -69,6 +69,7 @@ class DatasetHub(Hub):
         self._send(200, json.dumps(tree).encode())
 
 
+@pytest.mark.slow
 def test_rows_are_fetched_when_asked_and_only_then(tiny: Path, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
