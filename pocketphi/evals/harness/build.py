@@ -117,7 +117,10 @@ def guarded(name: str, *, hub: bool) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, ImportError):
-            raise UserError(f"{name}: lm-eval needs a package that is not installed: {error}") from None
+            raise UserError(
+                f"{name}: lm-eval needs a package that is not installed: {error}",
+                hint="lm_eval has extras of its own, such as pip install 'lm_eval[math]'",
+            ) from None
         words = " ".join(str(error).split())[:300]
         raise DataError(
             f"{name}: lm-eval fails on it: {type(error).__name__}: {words}",

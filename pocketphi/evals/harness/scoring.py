@@ -90,10 +90,12 @@ def _likelihoods(
         except EngineError as error:
             if scorer.tokenizer is not None:
                 raise
+            # choices_by=writing, which a server without log-probabilities is told of, is not for these.
+            kept = None if "choices_by" in (error.hint or "") else error.hint
+            need = "an endpoint must serve /completions with echo and logprobs, as vLLM does"
             raise EngineError(
                 f"{name} asks for log-likelihoods: {error.message}",
-                hint="an endpoint must serve /completions with echo and logprobs, as vLLM does; tasks of lm-eval "
-                "that are answered in writing run on any",
+                hint="; ".join(x for x in (need, kept) if x),
             ) from None
 
 
