@@ -7,6 +7,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,17 @@ def _replies(
     stop = [stop] if isinstance(stop, str) else list(stop)
     texts = (i.args[0] for item in items for i in item.asked("generate_until"))
     found = scorer.complete(texts, chat=config.chat, max_new_tokens=limit, stop=stop)
+    blank = scorer.tokenizer is not None and _puts_a_blank(scorer.tokenizer)
     for item in items:
-        yield [next(found) for _ in item.asked("generate_until")]
+        replies = [next(found) for _ in item.asked("generate_until")]
+        # lm-eval decodes an answer as a text of its own, without the blank that goes on from the prompt.
+        yield [replace(r, text=r.text.removeprefix(" ")) for r in replies] if blank else replies
+
+
+def _puts_a_blank(tokenizer: Any) -> bool:
+    """Whether encoding puts a blank before a text, which decoding takes away again (SentencePiece)."""
+    decoder = tokenizer.stream_decoder(continuing=True)
+    return (decoder.push(int(tokenizer.encode("a")[0])) + decoder.flush()).startswith(" ")
 
 
 def _rolling(items: Sequence[Item], scorer: Scorer, name: str) -> Iterator[list[float]]:
