@@ -331,6 +331,10 @@ def test_rows_of_the_users_own_come_first(tiny: Path, data: Path, tmp_path: Path
     write(folder / "lm-eval/piqa.validation.jsonl", mine)
     tree, items = ours(EvalConfig(tasks=["lm-eval/piqa"], data_dir=folder), tiny, tmp_path / "e")
     assert {r["question"] for r in items} == {"Question: own\nAnswer:", "Question: own 2\nAnswer:"}
+    write(folder / "piqa.train.jsonl", [{"goal": "shown", "sol1": "a", "sol2": "b", "label": 0}] * 3)
+    shot = EvalConfig(tasks=["lm-eval/piqa:shots=1"], data_dir=folder)
+    shot_tree, _ = ours(shot, tiny, tmp_path / "s")
+    assert shot_tree["tasks"][0]["shots"] == 1, "our own file has the split that the user's does not"
     assert tree["tasks"][0]["file"] == "piqa.validation.jsonl" and tree["tasks"][0]["num_in_file"] == 2
 
 

@@ -4,7 +4,7 @@ A task's rows are looked for in this order:
 
 1. `<data_dir>/lm-eval/<task>.<split>.jsonl` (or .zst, .gz), in the columns of the data set it names;
 2. our own benchmark file of that data set (`SOURCES`), its rows turned back into the origin's columns;
-3. with `hub`, the data set itself, as lm-eval fetches it.
+3. with `hub`, the data set itself, as lm-eval fetches it: where a split that is needed is neither of these.
 
 Without `hub` nothing that lm-eval does may open a connection: what tries is stopped and named.
 """
@@ -117,17 +117,18 @@ class Supply:
         folder = self._config.data_dir
         if folder is None:
             return {}, lambda split: []
-        own = {s: data.find(folder / OWN_FOLDER, f"{self._called(task)}.{s}") for s in self._splits(task)}
-        found = {s: f for s, f in own.items() if f is not None}
-        if found:
-            return found, lambda split: list(data.read(found[split], ()))
         name = str(task.DATASET_NAME or "")
+        own = {s: data.find(folder / OWN_FOLDER, f"{self._called(task)}.{s}") for s in self._splits(task)}
         source = SOURCES.get((str(task.DATASET_PATH), name)) or SOURCES.get((str(task.DATASET_PATH), "*"))
-        if source is None:
-            return {}, lambda split: []
-        ours = {s: data.find(folder, stem) for s, stem in source.files.items()}
-        found = {s: f for s, f in ours.items() if f is not None}
-        return found, lambda split: converted(source, found[split], name)
+        ours = {s: data.find(folder, stem) for s, stem in source.files.items()} if source else {}
+        found = {s: f for s, f in {**ours, **{s: f for s, f in own.items() if f}}.items() if f is not None}
+
+        def read(split: str) -> list[Row]:
+            if own.get(split) is not None or source is None:
+                return list(data.read(found[split], ()))
+            return converted(source, found[split], name)
+
+        return found, read
 
     def _splits(self, task: Any) -> set[str]:
         # A task that is a class may name its splits in its code.
