@@ -1,6 +1,6 @@
 """lm-eval's own tasks through our back ends (`lm-eval/NAME`) against `lm_eval.simple_evaluate`, item by item.
 
-    python benchmarks/eval_lm_eval_tasks.py MODEL_FOLDER --data DATA [--gguf FILE ...] [--limit 40] [--tasks NAME[=LIMIT] ...]
+    python benchmarks/eval_lm_eval_tasks.py MODEL_FOLDER --data DATA [--gguf FILE ...] [--tasks NAME=LIMIT ...]
 
 MODEL_FOLDER is a Hugging Face folder: lm-eval's Hugging Face back end reads it through transformers, ours through
 `pocketphi.model`; every `--gguf` is run on the engine. `eval_against_lm_eval.py --folder-from-gguf` makes such a
@@ -130,7 +130,7 @@ def judged(
 
 def differences(items: list[Row], entry: Row, theirs: Any, name: str) -> Row:
     by_item = {(i["part"], i["number"]): i for i in items}
-    equal = figures = 0
+    equal = 0
     largest = 0.0
     seen: set[tuple[str, int]] = set()
     unequal: set[tuple[str, int]] = set()
