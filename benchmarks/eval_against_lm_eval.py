@@ -22,7 +22,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,53 +30,24 @@ from typing import Any
 from pocketphi import engine, evals
 from pocketphi.evals import data as benchmark_data
 from pocketphi.evals import published
+from pocketphi.evals.harness.rows import SOURCES
 from pocketphi.evals.loading import load_task
 from pocketphi.evals.task import parse_task, pick
 
 Row = dict[str, Any]
-LETTERS = "ABCDE"
 
-
-def arc(row: Row) -> Row:
-    question = row["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    labels = list(LETTERS[: len(row["choices"])])
-    return {
-        "question": question,
-        "question_stem": question,
-        "choices": {"text": row["choices"], "label": labels},
-        "answerKey": labels[row["gold"]],
-    }
-
-
-def boolq(row: Row) -> Row:
-    passage, _, rest = row["query"].rpartition("\nQuestion: ")
-    question = rest.removesuffix("\nAnswer:").removesuffix("?")
-    return {"passage": passage, "question": question, "label": int(row["choices"][row["gold"]] == "yes")}
-
-
-def lambada(row: Row) -> Row:
-    return {"text": f"{row['query']} {row['answers_text'][0]}"}
-
-
-def same(row: Row) -> Row:
-    return {k: v for k, v in row.items() if k not in ("query", "gold")}
-
-
-# Our task -> (lm-eval's YAML, rows in the columns of the origin)
-TASKS: dict[str, tuple[str, Callable[[Row], Row]]] = {
-    "arc_easy": ("arc/arc_easy.yaml", arc),
-    "arc_challenge": ("arc/arc_challenge.yaml", arc),
-    "hellaswag": ("hellaswag/hellaswag.yaml", same),
-    "piqa": ("piqa/piqa.yaml", lambda r: {k: r[k] for k in ("goal", "sol1", "sol2", "label")}),
-    "winogrande": (
-        "winogrande/default.yaml",
-        lambda r: {k: r[k] for k in ("sentence", "option1", "option2", "answer")},
-    ),
-    "openbookqa": ("openbookqa/openbookqa.yaml", arc),
-    "boolq": ("super_glue/boolq/default.yaml", boolq),
-    "sciq": ("sciq/sciq.yaml", same),
-    "lambada": ("lambada/lambada_openai.yaml", lambada),
-    "mmlu": ("mmlu/default/mmlu_{subject}.yaml", same),
+# Our task -> (lm-eval's YAML, the data set that it reads)
+TASKS: dict[str, tuple[str, tuple[str, str]]] = {
+    "arc_easy": ("arc/arc_easy.yaml", ("allenai/ai2_arc", "ARC-Easy")),
+    "arc_challenge": ("arc/arc_challenge.yaml", ("allenai/ai2_arc", "ARC-Challenge")),
+    "hellaswag": ("hellaswag/hellaswag.yaml", ("Rowan/hellaswag", "")),
+    "piqa": ("piqa/piqa.yaml", ("baber/piqa", "")),
+    "winogrande": ("winogrande/default.yaml", ("allenai/winogrande", "winogrande_xl")),
+    "openbookqa": ("openbookqa/openbookqa.yaml", ("allenai/openbookqa", "main")),
+    "boolq": ("super_glue/boolq/default.yaml", ("aps/super_glue", "boolq")),
+    "sciq": ("sciq/sciq.yaml", ("allenai/sciq", "")),
+    "lambada": ("lambada/lambada_openai.yaml", ("EleutherAI/lambada_openai", "default")),
+    "mmlu": ("mmlu/default/mmlu_{subject}.yaml", ("cais/mmlu", "*")),
 }
 
 
@@ -323,7 +294,8 @@ class Judge:
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        yaml_name, convert = TASKS[name]
+        yaml_name, source = TASKS[name]
+        convert = SOURCES[source].row
         home = Path(lm_eval.__file__).parent / "tasks"
         configs = place / "lm_eval"
         configs.mkdir()

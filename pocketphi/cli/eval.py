@@ -27,9 +27,12 @@ def run(
     model: Annotated[
         str, typer.Argument(help="GGUF file, Hugging Face folder, artifact, or http://host/v1#name.")
     ],
-    suite: Annotated[str | None, typer.Option(help="quick, pocket or phi3-report.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, pocket, phi3-report, open-llm or long-context.")
+    ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="NAME[:shots=N,format=F]; repeatable.")
+        list[str] | None,
+        typer.Option("--task", "-t", help="NAME[:shots=N,format=F], or lm-eval/NAME; repeatable."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the benchmark files.")] = None,
     hub: Annotated[
@@ -131,11 +134,19 @@ def tasks(as_json: JsonOption = False) -> None:
         return
     for entry in tables.known_tasks():
         typer.echo(f"{entry['task']:<18} {entry['kind']:<9} {entry['title']}")
+    typer.echo(
+        f"{'lm-eval/NAME':<18} {'harness':<9} any of lm-evaluation-harness (pip install 'pocketphi[lm-eval]')"
+    )
 
 
 @app.command()
 def plan(
-    suite: Annotated[str | None, typer.Option(help="quick, pocket or phi3-report.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, pocket, phi3-report, open-llm or long-context.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="As of `phi eval run`; repeatable.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="Model shape: phi-3-mini-4k, pocket, nano, ...")
     ] = "phi-3-mini-4k",
@@ -151,6 +162,8 @@ def plan(
     assignments = list(settings or [])
     if suite is not None:
         assignments.append(f"suite={suite}")
+    if task:
+        assignments.append(f"tasks={tables.yaml_list(task)}")
     if data is not None:
         assignments.append(f"data_dir={tables.yaml_text(data)}")
     config = stage_config(evals.EvalConfig, "eval", recipe, assignments)

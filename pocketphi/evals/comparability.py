@@ -17,6 +17,8 @@ _EQUAL = (
     ("name", "the task"),
     ("task_version", "the task's version"),
     ("metric", "the metric"),
+    ("filter", "the filter of the answers"),
+    ("definition_sha256", "the definition in lm-eval"),
     ("kind", "the way of answering (likelihood or writing)"),
     ("shots", "the number of shots"),
     ("format", "the prompt form"),
@@ -52,6 +54,8 @@ def rule(
         if a != b:
             found.refusals.append(f"{words} differs ({_short(a)} against {_short(b)})")
     _data(entry_a, entry_b, found)
+    if entry_a["kind"] == "harness" and not entry_a.get("paired"):
+        found.refusals.append(f"{entry_a['metric']} is no mean over items, so there is nothing to pair")
     same_items = items_a.keys() == items_b.keys()
     if not same_items:
         both = len(items_a.keys() & items_b.keys())

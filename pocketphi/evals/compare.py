@@ -200,7 +200,10 @@ def _difference(
     metric = pair[0]["metric"]
     ids = list(items[0])
     weights = None
-    if pair[0]["kind"] == "bits":
+    if pair[0]["kind"] == "harness":
+        values = [[items[s][i]["value"] for i in ids] for s in (0, 1)]
+        weights = [items[0][i]["weight"] for i in ids] if "weight" in items[0][ids[0]] else None
+    elif pair[0]["kind"] == "bits":
         values = [[items[s][i]["nll"] / math.log(2) for i in ids] for s in (0, 1)]
         weights = [items[0][i]["num_bytes"] for i in ids]
     else:
@@ -218,7 +221,7 @@ def _difference(
         "task": label,
         "title": pair[0]["title"],
         "metric": metric,
-        "lower_is_better": metric == "bits_per_byte",
+        "lower_is_better": metric == "bits_per_byte" or pair[0].get("higher_is_better") is False,
         "a": pair[0]["value"],
         "b": pair[1]["value"],
         "a_stderr": pair[0]["stderr"],
@@ -285,7 +288,7 @@ def _answer(record: Mapping[str, Any]) -> str | None:
 
 
 def _score(record: Mapping[str, Any]) -> float | None:
-    for key in ("rating", "correct_norm", "correct"):
+    for key in ("rating", "correct_norm", "correct", "value"):
         if key in record:
             return float(record[key])
     return None

@@ -16,12 +16,14 @@ class EvalConfig:
     """What is asked of a model.
 
     suite: named list of tasks (evals/suites.yaml); ignored when `tasks` names any.
-    tasks: task names, each optionally with settings: "arc_easy", "mmlu:shots=5,format=letters".
+    tasks: task names, each optionally with settings: "arc_easy", "mmlu:shots=5,format=letters"; "lm-eval/NAME" is
+        a task, group or tag of lm-evaluation-harness.
     data_dir: folder with the benchmark files; without it only tasks that need no file are scored.
     hub: fetch files that the data folder does not hold from the data sets they come from, by the task's own
         name for them, into that folder (or the cache, without one).
     texts: local text files whose bits per byte are measured beside the shards' held-out documents.
-    limit: most items per task, drawn by a hash of the item's id (not the first ones); None scores all.
+    limit: most items per task (of a group of lm-eval's: of each of its tasks), drawn by a hash of the item's id
+        (not the first ones); None scores all.
     num_long_items: prompts of each long-context task, where `limit` does not say less.
     max_heldout_tokens: bits per byte is measured on whole documents until this many tokens of each split
         or text; None takes what the suite says, or 100,000.

@@ -18,7 +18,7 @@ import numpy as np
 
 from pocketphi.core import artifact, progress
 from pocketphi.core.artifact import Artifact
-from pocketphi.evals import metrics
+from pocketphi.evals import harness, metrics
 from pocketphi.evals.task import Prompt, Question
 
 if TYPE_CHECKING:
@@ -96,14 +96,14 @@ def corpora_of(model: Any, given: Any) -> list[Artifact]:
     return [found for found in artifact.lineage(model) if found.kind == "corpus"]
 
 
-def item_text(item: Question | Prompt) -> str:
-    """What is looked for: the question with its right answer, or the prompt of a written task.
+def item_text(item: Any) -> str:
+    """What is looked for: the question with its right answer (lm-eval's too), or a written task's prompt.
 
     A passage is left out: that a text stands in the corpus does not say that its questions do.
     """
     if isinstance(item, Question):
         return f"{item.text} {item.options[item.gold]}"
-    return item.prompt
+    return item.prompt if isinstance(item, Prompt) else f"{item.question} {item.target}"
 
 
 def annotate(
@@ -117,7 +117,7 @@ def annotate(
     items = {
         each.task.label: [(item.id, item_text(item)) for item in each.items]
         for each, _, _ in scored
-        if each.file is not None or each.task.name == "house"
+        if each.file is not None or each.task.kind == "harness" or each.task.name == "house"
     }
     parts = [check(corpus, items) for corpus in corpora]
     for each, entry, records in scored:
@@ -133,7 +133,8 @@ def annotate(
         entry["contaminated_share"] = round(len(seen) / judged, 6) if judged else 0.0
         unseen = [r for r in records if not r["seen_in_corpus"]]
         if seen and unseen:
-            figures = metrics.figures(each.task, unseen)
+            own = each.task.kind == "harness"
+            figures = harness.figures(each, unseen) if own else metrics.figures(each.task, unseen)
             entry["value_unseen"] = round(figures["value"], 6)
             entry["value_unseen_stderr"] = None if figures["stderr"] is None else round(figures["stderr"], 6)
     return {

@@ -7,13 +7,14 @@ measured when the forecast is made (`machine_rates`): on a busy machine it forec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pocketphi.core import machine
 from pocketphi.core.errors import EngineError
-from pocketphi.evals import generation, likelihood, prompts
+from pocketphi.evals import generation, harness, likelihood, prompts
 from pocketphi.evals.config import EvalConfig
 from pocketphi.evals.data import MissingData
 from pocketphi.evals.loading import Loaded, load_task
@@ -162,6 +163,9 @@ def _cost(config: EvalConfig, selection: Selection, task: Task) -> Cost:
     if each.task.kind == "choice":
         _choice(each, cost)
         return cost
+    if each.task.kind == "harness":
+        _harness(config, each, cost)
+        return cost
     # Most answers end well before the limit.
     answer = min(each.task.max_new_tokens, config.max_new_tokens) / 2
     if each.task.kind == "conversation":
@@ -184,6 +188,22 @@ def _choice(each: Loaded, cost: Cost) -> None:
         options = [size for c in shape.continuations if (size := _tokens(c) - 1) >= 0.5]
         cost.calls += contexts + options
         cost.saved += sum(map(_tokens, shape.contexts)) - sum(contexts)
+
+
+def _harness(config: EvalConfig, each: Loaded, cost: Cost) -> None:
+    """Requests of lm-eval: what a text shares with the one before it is not read again."""
+    before = ""
+    for item in each.items:
+        for request in item.instances:
+            text = request.args[0] if isinstance(request.args[0], str) else str(request.args[0])
+            same = _tokens(os.path.commonprefix([before, text]))  # noqa: RUF071 (characters are meant)
+            cost.calls.append(_tokens(text) - same)
+            cost.saved += same
+            before = text
+            if request.request_type == "loglikelihood" and (size := _tokens(request.args[1]) - 1) >= 0.5:
+                cost.calls.append(size)
+            if request.request_type == "generate_until":
+                cost.written += harness.new_tokens(config, each.defined.tasks[item.part]) / 2
 
 
 def _written(each: Loaded, cost: Cost) -> None:

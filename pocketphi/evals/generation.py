@@ -97,6 +97,8 @@ def read_prefix(
 def _bbh_prefix(text: str, shots: int) -> str:
     """The task's instruction and its first solved questions, without the canary line."""
     body = text.partition("-----\n")[2] or text
+    # One task's exemplars go on in the same line; lm-eval puts all alike, as the question itself ends.
+    body = body.replace("\nA: Let's think step by step. ", "\nA: Let's think step by step.\n")
     instruction, *examples = body.split("\n\nQ: ")
     return "".join(
         [instruction.strip() + "\n\n", *(f"Q: {example.strip()}\n\n" for example in examples[:shots])]

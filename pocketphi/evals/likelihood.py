@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from pocketphi.core import progress
 from pocketphi.evals import metrics, prompts
-from pocketphi.evals.backends.base import Scorer
+from pocketphi.evals.backends.base import OptionScore, Scorer
 from pocketphi.evals.journal import Journal
 from pocketphi.evals.loading import Loaded
 from pocketphi.evals.task import Question, Task
@@ -20,9 +21,12 @@ def run_task(each: Loaded, scorer: Scorer, journal: Journal) -> list[dict[str, A
     # Group by group, so that the few-shot text of one is computed once.
     order = sorted(range(len(each.items)), key=lambda i: (each.items[i].group, i))
     todo = [each.items[i] for i in order if journal.get(label, each.items[i].id) is None]
-    score = _by_text if scorer.tokenizer is None else _by_tokens
+    prepared = {group: shots_text(each, group) for group in dict.fromkeys(q.group for q in todo)}
+    shapes = [prompts.render(each.task, q) for q in todo]
+    found = scores(((prepared[q.group], shape) for q, shape in zip(todo, shapes)), scorer)
     with progress.bar(label, len(order), unit="items", done=len(order) - len(todo)) as shown:
-        for question, figures in score(each, todo, scorer):
+        for question, shape, (by_option, tokens, cut_tokens) in zip(todo, shapes, found):
+            figures = _figures(each.task, question, by_option, shape, tokens, cut_tokens)
             journal.add(
                 {"task": label, "id": question.id, "group": question.group, **figures, **_shown(question)}
             )
@@ -35,41 +39,36 @@ def shots_text(each: Loaded, group: str) -> str:
     return prompts.shots_text(each.task, each.shots.get(group, each.shots.get("", [])), group)
 
 
-def _by_tokens(
-    each: Loaded, todo: list[Question], scorer: Scorer
-) -> Iterator[tuple[Question, dict[str, Any]]]:
-    prepared: dict[str, str] = {}
+def scores(
+    shapes: Iterable[tuple[str, prompts.Rendered]], scorer: Scorer
+) -> Iterator[tuple[list[OptionScore], list[int], int]]:
+    """Yield per question, in order: the score of each option, its tokens, the tokens cut from its context.
+
+    shapes: (few-shot text, question). Tokens are 0 where an endpoint keeps them to itself.
+    """
+    if scorer.tokenizer is None:
+        for whole in cast(Any, scorer).score_texts(shapes):
+            yield whole, [0] * len(whole), 0
+        return
     # Questions on their way through the model, in step with the scores that come back.
-    waiting: list[tuple[Question, prompts.Rendered, list[prompts.Request]]] = []
+    waiting: deque[tuple[int, list[prompts.Request]]] = deque()
 
     def feed() -> Iterator[list[prompts.Request]]:
-        for question in todo:
-            if question.group not in prepared:
-                prepared[question.group] = shots_text(each, question.group)
-            text = prepared[question.group]
-            shape = prompts.render(each.task, question)
+        for text, shape in shapes:
             found = prompts.requests(scorer.tokenizer, shape, text, scorer.start_ids, scorer.max_tokens)
-            waiting.append((question, shape, found))
+            waiting.append((len(shape.continuations), found))
             yield found
 
-    scores = scorer.score(chain.from_iterable(feed()))
-    for _ in todo:
-        first = next(scores)
-        question, shape, found = waiting.pop(0)
-        parts = [first, *(next(scores) for _ in found[1:])]
-        by_option: list[Any] = [None] * len(shape.continuations)
-        tokens = [0] * len(shape.continuations)
-        for request, part in zip(found, parts):
+    parts = scorer.score(chain.from_iterable(feed()))
+    for part in parts:
+        count, found = waiting.popleft()
+        by_option: list[Any] = [None] * count
+        tokens = [0] * count
+        for number, request in enumerate(found):
+            part = part if number == 0 else next(parts)
             for option, score, ids in zip(request.indices, part, request.options):
                 by_option[option], tokens[option] = score, len(ids)
-        cut_tokens = max(r.cut_tokens for r in found)
-        yield question, _figures(each.task, question, by_option, shape, tokens, cut_tokens)
-
-
-def _by_text(each: Loaded, todo: list[Question], scorer: Any) -> Iterator[tuple[Question, dict[str, Any]]]:
-    shapes = [(shots_text(each, q.group), prompts.render(each.task, q)) for q in todo]
-    for question, (_, shape), scores in zip(todo, shapes, scorer.score_texts(shapes)):
-        yield question, _figures(each.task, question, scores, shape, [0] * len(scores), 0)
+        yield by_option, tokens, max(r.cut_tokens for r in found)
 
 
 def _figures(

@@ -19,6 +19,7 @@ class Loaded:
     prefix: the few-shot text by group, for tasks answered in writing.
     rows_sha256, shots_sha256: hashes of the rows as the task reads them, before any draw of items, and of
         what is shown as shots: equal for the same rows, however they are packed.
+    defined: what lm-eval made of a task of its own (evals/harness); more_files: of its parts.
     """
 
     task: Task
@@ -31,12 +32,22 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     prefix: dict[str, str] = field(default_factory=dict)
     by_writing: bool = False
+    more_files: list[DataFile] = field(default_factory=list)
     rows_sha256: str | None = None
     shots_sha256: str | None = None
+    defined: Any = None
+
+    @property
+    def files(self) -> list[DataFile]:
+        return [f for f in (self.file, self.shots_file, *self.more_files) if f is not None]
 
 
 def load_task(config: EvalConfig, task: Task, limit: int | None) -> Loaded:
     """Read a task's files, draw its items and shots. DataError for missing files or columns."""
+    if task.kind == "harness":
+        from pocketphi.evals import harness
+
+        return harness.load(config, task, limit)
     if task.file is None:
         from pocketphi.evals.tasks.choice import house_items
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pocketphi.core.errors import DataError
 from pocketphi.evals.task import LETTERS, Question, Task
 
 
@@ -81,6 +82,14 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     return whole, len(tokenizer.encode(context))
 
 
+def lead_id(tokenizer: Any) -> int:
+    """The token that stands for the beginning where a text has nothing before it: start, else end of text."""
+    lead = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if lead is None:
+        raise DataError("the tokenizer has neither a start nor an end token to read a text from")
+    return int(lead)
+
+
 def requests(
     tokenizer: Any,
     rendered: Rendered,
@@ -95,9 +104,9 @@ def requests(
     grouped: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for index, (context, continuation) in enumerate(zip(rendered.contexts, rendered.continuations)):
         ids, border = encode_pair(tokenizer, shared_text + context, continuation)
-        ids = [*start_ids, *ids]
-        border += len(start_ids)
-        border = min(max(border, 1), len(ids) - 1)
+        before = start_ids or (() if border else (lead_id(tokenizer),))
+        ids = [*before, *ids]
+        border = min(border + len(before), len(ids) - 1)
         grouped.setdefault(tuple(ids[:border]), []).append((index, tuple(ids[border:])))
     found = []
     for context_ids, options in grouped.items():

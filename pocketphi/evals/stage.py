@@ -17,6 +17,7 @@ from pocketphi.evals import (
     contamination,
     conversation,
     generation,
+    harness,
     likelihood,
     longcontext,
     metrics,
@@ -58,7 +59,7 @@ def run(
     parents += [c for c in corpora if c.checksum not in {p.checksum for p in parents}]
     sources: list[Path | str] = [v for v in opened.values() if not isinstance(v, Artifact)]
     loaded, skipped = _load_tasks(config, selection, opened.get("shards"))
-    sources += sorted({f.path for each in loaded for f in (each.file, each.shots_file) if f is not None})
+    sources += sorted({f.path for each in loaded for f in each.files})
     sources += list(config.texts)
     out = out or artifact.default_path("eval", config, parents, sources)
     if done := artifact.reuse(out, kind="eval", config=config, parents=parents, sources=sources):
@@ -195,7 +196,7 @@ def _load_tasks(
             # A suite takes what is there and says what is not; changed columns are never passed over.
             if selection.strict:
                 raise
-            reason = f"no data: {task.file}.jsonl.zst"
+            reason = f"no data: {task.file}.jsonl.zst" if task.file else error.message
             if config.hub or task.gated:
                 reason += f" ({'; '.join(filter(None, (error.message if config.hub else '', task.gated)))})"
             skipped.append({"task": task.label, "reason": reason})
@@ -227,6 +228,8 @@ def _run_task(
         each.items = longcontext.build(each.task, scorer.tokenizer, around, count)
     if each.task.kind == "choice":
         return likelihood.run_task(each, scorer, journal)
+    if each.task.kind == "harness":
+        return harness.run_task(config, each, scorer, journal)
     if each.task.kind == "conversation":
         assert judge is not None
         return conversation.run_task(config, each, scorer, judge, journal)
@@ -293,6 +296,8 @@ def _entry(
                     sample.continuations[0],
                 ],
             )
+        elif task.kind == "harness":
+            figures, version = harness.figures(each, records), harness.version(each)
         elif task.kind == "conversation":
             assert judge is not None
             figures = {**metrics.conversation_figures(records), **judge.identity(records)}
@@ -317,6 +322,8 @@ def _entry(
             "num_in_file": each.num_in_file,
             "num_unusable": each.num_unusable,
         }
+        if task.kind == "harness":
+            data.update(harness.about(config, each))
         figures["num_cut_prompts"] = sum(bool(r.get("cut_tokens")) for r in records)
         if figures["num_cut_prompts"]:
             progress.say(

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from pocketphi.core.errors import ConfigError, did_you_mean
+from pocketphi.evals import harness
 from pocketphi.evals.config import EvalConfig
-from pocketphi.evals.task import Task, parse_task
+from pocketphi.evals.task import Task, parse_task, split_settings
 
 HELDOUT_TOKENS = 100_000
 
@@ -53,7 +54,7 @@ def select(config: EvalConfig) -> Selection:
         limit = config.limit
         if limit is None:
             limit, limits = suite.get("limit"), suite.get("limits", {})
-    parsed = tuple(parse_task(t) for t in tasks)
+    parsed = tuple(found for text in tasks for found in parse(text))
     labels = [t.label for t in parsed]
     twice = next((x for x in labels if labels.count(x) > 1), None)
     if twice is not None:
@@ -66,6 +67,14 @@ def select(config: EvalConfig) -> Selection:
         limits=limits,
         heldout_tokens=config.max_heldout_tokens or heldout_tokens,
     )
+
+
+def parse(text: str) -> list[Task]:
+    """Read the name of a task of ours, or of lm-eval's: `lm-eval/NAME` may stand for several."""
+    name, settings = split_settings(text)
+    if name.startswith(harness.PREFIX):
+        return harness.parse(name, settings)
+    return [parse_task(text)]
 
 
 @cache

@@ -26,11 +26,13 @@ def flat(found: Artifact) -> list[dict[str, Any]]:
     tree = results(found)
     rows = []
     for entry in tree["tasks"]:
-        row = {k: v for k, v in entry.items() if k != "groups"}
+        row = {k: v for k, v in entry.items() if k not in ("groups", "metrics", "versions")}
         for cell in published.cells(entry, published.models()):
             row[f"published.{cell.model}"] = cell.score
         for group, figures in entry.get("groups", {}).items():
             row[f"group.{group}"] = figures["value"]
+        for name, figures in entry.get("metrics", {}).items():
+            row[f"metric.{name}"] = figures["value"]
         rows.append({**row, **{f"model.{k}": v for k, v in tree["identity"].items()}})
     return rows
 
@@ -38,17 +40,19 @@ def flat(found: Artifact) -> list[dict[str, Any]]:
 def text(found: Artifact) -> str:
     """The table that `phi eval run` prints."""
     tree = results(found)
-    lines = [f"{'task':<34} {'metric':<14} {'value':>8} {'± stderr':>9} {'chance':>7} {'n':>6}"]
+    width = _width(tree["tasks"])
+    lines = [f"{'task':<{width}} {'metric':<14} {'value':>8} {'± stderr':>9} {'chance':>7} {'n':>6}"]
     for entry in tree["tasks"]:
         error = f"{entry['stderr']:.4f}" if entry["stderr"] is not None else "-"
         chance = f"{entry['chance']:.3f}" if entry.get("chance") else "-"
         lines.append(
-            f"{entry['task']:<34} {entry['metric']:<14} {entry['value']:>8.4f} {error:>9} {chance:>7} {entry['n']:>6}"
+            f"{entry['task']:<{width}} {entry['metric']:<14} {entry['value']:>8.4f} {error:>9} {chance:>7} {entry['n']:>6}"
         )
+        lines += _other_metrics(entry, width)
         if entry["kind"] == "conversation":
-            lines.append(f"{'':<34} {judge_words(entry)}")
+            lines.append(f"{'':<{width}} {judge_words(entry)}")
         if entry.get("contaminated_share") is not None:
-            lines.append(f"{'':<34} {contamination_words(entry)}")
+            lines.append(f"{'':<{width}} {contamination_words(entry)}")
     checked = tree.get("contamination") or {}
     if not checked.get("checked"):
         lines.append(
@@ -63,14 +67,35 @@ def text(found: Artifact) -> str:
     return "\n".join(lines)
 
 
+def _other_metrics(entry: Mapping[str, Any], width: int) -> list[str]:
+    """lm-eval's further figures of a task, a line each."""
+    lines = []
+    for key, figures in entry.get("metrics", {}).items():
+        name, _, by = key.partition(",")
+        words = name if by == "none" else f"{name} ({by})"
+        if (name, by) == (entry["metric"], entry["filter"]):
+            if by != "none":
+                lines.append(f"{'':<{width}} the value above is {words}")
+            continue
+        error = "-" if figures["stderr"] is None else f"{figures['stderr']:.4f}"
+        lines.append(f"{'':<{width}} {words}: {figures['value']:.4f} ± {error}")
+    return lines
+
+
+def _width(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Of the column of tasks."""
+    return max([34, *(len(r["task"]) for r in rows)])
+
+
 def planned(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table that `phi eval plan` prints, one line per task."""
     heads = ("items", "read", "shared", "written", "h here", "h H100")
     keys = ("items", "tokens_read", "tokens_saved_by_sharing", "tokens_written", "cpu_hours", "h100_hours")
-    lines = [f"{'task':<34}" + "".join(f"{head:>12}" for head in heads)]
+    width = _width(rows)
+    lines = [f"{'task':<{width}}" + "".join(f"{head:>12}" for head in heads)]
     for row in rows:
         cells = (f"{row[k]:12.4f}" if k.endswith("_hours") else f"{row[k]:12,}" for k in keys)
-        lines.append(f"{row['task']:<34}" + "".join(cells))
+        lines.append(f"{row['task']:<{width}}" + "".join(cells))
     lines += [f"not counted: {r['task']}: {r['reason']}" for r in rows if r["reason"]]
     return "\n".join(lines)
 

@@ -1,12 +1,13 @@
 """What a task is: where its rows come from, how a row becomes a question, how a question is asked.
 
-Five kinds of tasks:
+Six kinds of tasks:
 
 - `choice`: options are scored by their log-likelihood after a prompt (ARC, HellaSwag, MMLU, ...);
 - `generate`: the model writes and an extraction rule reads the answer (GSM8K, MATH, BBH, code, ...);
 - `conversation`: the model answers in turns and a judge rates the answers (MT-bench);
 - `long`: something is to be found in a context of a given length (evals/longcontext.py);
-- `bits`: bits per byte of a text.
+- `bits`: bits per byte of a text;
+- `harness`: lm-evaluation-harness defines all of it (`lm-eval/NAME`, evals/harness).
 
 A task's `version` changes whenever a score would; its prompt version is a hash of how it asks.
 """
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from pocketphi.core.errors import ConfigError
 from pocketphi.core.registry import Registry
 
-Kind = Literal["choice", "generate", "bits", "conversation", "long"]
+Kind = Literal["choice", "generate", "bits", "conversation", "long", "harness"]
 Format = Literal["cloze", "letters", "phi3"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -88,11 +89,12 @@ class Task:
     metric: which figure is the task's `value`. source: where the rows come from and their licence.
     hub: data set id on the Hugging Face hub (evals/hub.py fetches its rows). gated: why its rows may be
     missing though the data set is public, and what to do.
+    settings: what was set by hand, for tasks that are defined elsewhere.
     """
 
     name: str
     kind: Kind
-    version: int
+    version: int | float | str
     title: str
     file: str | None
     columns: tuple[str, ...]
@@ -114,6 +116,7 @@ class Task:
     shots_by_group: bool = False
     shot_ids: tuple[str, ...] = ()
     length: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def with_settings(self, settings: Mapping[str, str]) -> Task:
         """Return the task with `shots`, `format` or `length` replaced; ConfigError for anything else."""
@@ -149,6 +152,8 @@ class Task:
             parts.append(f"{self.length} tokens")
         if self.shots:
             parts.append(f"{self.shots}-shot")
+        if self.kind == "harness":
+            parts += [self.settings[k] for k in ("metric", "filter") if k in self.settings]
         if self.format != "cloze":
             parts.append(self.format)
             if self.kind == "generate":
@@ -164,9 +169,15 @@ def register(task: Task) -> Task:
 
 
 def parse_task(text: str) -> Task:
-    """Read "name" or "name:shots=5,format=letters". ConfigError names the nearest known task."""
+    """Read "name" or "name:shots=5,format=letters" of a task of ours. ConfigError names the nearest."""
     from pocketphi.evals import tasks as _tasks  # noqa: F401  (fills the registry)
 
+    name, settings = split_settings(text)
+    return TASKS[name].with_settings(settings)
+
+
+def split_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the settings of "name:key=value,...". ConfigError for another form."""
     name, _, rest = text.partition(":")
     settings = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
@@ -174,7 +185,7 @@ def parse_task(text: str) -> Task:
         if not separator:
             raise ConfigError(f"task {text!r}: expected NAME:KEY=VALUE, found {part!r}")
         settings[key.strip()] = value.strip()
-    return TASKS[name.strip()].with_settings(settings)
+    return name.strip(), settings
 
 
 def pick(ids: Iterable[str], count: int | None, salt: str) -> list[int]:

@@ -175,15 +175,22 @@ def _once(stage: Mapping[str, Any], svg: str) -> str:
     )
 
 
+def _is_share(entry: Mapping[str, Any]) -> bool:
+    """Whether a score is a share of right answers; lm-eval's tasks may have perplexities and other figures."""
+    if entry["kind"] == "harness":
+        return bool(entry["paired"]) and entry["metric"] != "bits_per_byte" and 0 <= entry["value"] <= 1
+    return entry["kind"] not in ("bits", "conversation")
+
+
 def _scores(figures: Mapping[str, Any]) -> str:
     found = figures.get("eval")
     if not found:
         return ""
-    accuracies = [e for e in found["tasks"] if e["kind"] not in ("bits", "conversation")]
+    accuracies = [e for e in found["tasks"] if _is_share(e)]
     left = [_card("Accuracy against chance", plots.scores(accuracies))] if accuracies else []
     rows: list[tuple[str, ...]] = []
     for e in found["tasks"]:
-        percent = e["kind"] not in ("bits", "conversation")
+        percent = _is_share(e)
         shown = f"{100 * e['value']:.1f}%" if percent else f"{e['value']:.4f}"
         error = (
             ""

@@ -125,3 +125,15 @@ def test_letters_of_a_question_are_read_from_one_row(tiny: Path, monkeypatch: py
         next(scorer.score([Request(context, (o,), (0,))]))[0] for o in ((301,), (302,), (303, 304), (305,))
     ]
     assert [s.logprob for s in together] == pytest.approx([s.logprob for s in alone], abs=1e-4)
+
+
+def test_both_write_what_goes_on_from_the_prompt(tiny: Path, gguf: Path) -> None:
+    """With the first blank: a program's indentation would be one short without it."""
+    texts = ["def f(x):\n", *(f"Question {i}: which of them is it?\nAnswer:" for i in range(24))]
+    replies = []
+    for scorer in (TorchScorer(tiny, EvalConfig()), EngineScorer(gguf, EvalConfig(backend="numpy"))):
+        found = scorer.complete(texts, chat=False, max_new_tokens=4, stop=[])
+        replies.append([r.text for r in found])
+        scorer.close()
+    assert replies[0] == replies[1]
+    assert any(text.startswith(" ") for text in replies[0])

@@ -98,16 +98,21 @@ class TorchScorer:
             yield self._continue(prompt, room, stop, len(ids) - len(prompt))
 
     def _continue(self, prompt: list[int], room: int, stop: Sequence[str], cut_tokens: int) -> Reply:
-        produced: list[int] = []
+        # What goes on from a text keeps its first blank, as in the engine: a program's indentation.
+        continuing = any(i not in self.tokenizer.special_ids for i in prompt)
+        decoder = self.tokenizer.stream_decoder(continuing=continuing)
+        text, produced = "", 0
         for token in stream(
             self._model, prompt, max_new_tokens=room, temperature=0.0, stop_ids=self.tokenizer.stop_ids
         ):
-            produced.append(token)
-            text, stopped = cut_at_stop(self.tokenizer.decode(produced), stop)
+            produced += 1
+            text += decoder.push(token)
+            whole, stopped = cut_at_stop(text, stop)
             if stopped:
-                return Reply(text, "stop", len(produced), cut_tokens)
-        ended = "length" if len(produced) >= room else "stop"
-        return Reply(self.tokenizer.decode(produced), ended, len(produced), cut_tokens)
+                return Reply(whole, "stop", produced, cut_tokens)
+        whole, stopped = cut_at_stop(text + decoder.flush(), stop)
+        ended = "length" if produced >= room and not stopped else "stop"
+        return Reply(whole, ended, produced, cut_tokens)
 
     def close(self) -> None:
         del self._model

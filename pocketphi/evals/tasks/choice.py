@@ -376,9 +376,10 @@ _choice(
     "Incorrect Answers"), _truthfulqa, "TruthfulQA, Apache-2.0", hub="truthfulqa/truthful_qa",
     shots_file="truthfulqa.all", metric="mc2",
 )  # fmt: skip
+# lm-eval's copa v1.0 is this with two spaces before an option.
 _choice(
     "copa", "COPA", "copa.validation", ("premise", "choice1", "choice2", "question", "label"), _copa,
-    f"{_OLMO}, BSD-2-Clause", hub="aps/super_glue:copa", shots_file="copa.validation", lm_eval="copa v1.0",
+    f"{_OLMO}, BSD-2-Clause", hub="aps/super_glue:copa", shots_file="copa.validation",
 )  # fmt: skip
 _choice(
     "rte", "RTE", "rte.validation", ("sentence1", "sentence2", "label"), _rte, f"{_OLMO}, GLUE",

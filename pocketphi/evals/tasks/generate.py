@@ -54,7 +54,7 @@ def _math_score(text: str, prompt: Prompt) -> Verdict:
 def _bbh(row: Row, number: int) -> Prompt:
     return Prompt(
         _id(row["task"], row["input"]),
-        f"Q: {row['input']}\nA: Let's think step by step.",
+        f"Q: {row['input']}\nA: Let's think step by step.\n",
         row["target"],
         group=row["task"],
     )
@@ -216,7 +216,7 @@ _generate(
 )  # fmt: skip
 _generate(
     "bbh", "BIG-Bench-Hard, chain of thought", "bbh.test", ("task", "input", "target"), source="suzgunmirac, MIT",
-    hub="lukaemon/bbh", version=2, read=_bbh, score=_bbh_score, prefix_file="bbh_cot_prompts", shots=3,
+    hub="lukaemon/bbh", version=3, read=_bbh, score=_bbh_score, prefix_file="bbh_cot_prompts", shots=3,
     stop=("\n\nQ:", "\nQ:"), max_new_tokens=512, lm_eval="bbh_cot_fewshot v4.0",
 )  # fmt: skip
 _generate(
