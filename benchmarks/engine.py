@@ -3,20 +3,22 @@
     python benchmarks/engine.py [--shape phi-3-mini] [--layers N] [--peer PYTHON] [--pairs 7] [--json]
         [--openvino-python PYTHON [--openvino-model FOLDER]] [--neighbour] [--fresh] [--text-model FILE]
 
-Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that both
-engines read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
-may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their cache in our type (`--peer-cache same`, with flash attention,
-which they need for it) or as they do by default. Runs alternate, ours then each peer's, with a probe of the
-memory's read rate and of the int8 inner loop before every round; figures are medians with the smallest and
-largest, ratios medians of the ratios of a round; with --threads 1 times are processor time, for a machine
-that other programs use too. `--layers` cuts the model to fewer layers (tokens/s are
-of the cut model; ratios keep their meaning). Peers run in processes of their own, asleep meanwhile.
+Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that ours and
+llama.cpp read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
+may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their
+cache in our type (`--peer-cache same`, with flash attention, which they need for it) or as they do by default.
+Runs alternate, ours then each peer's, with a probe of the memory's read rate and of the int8 inner loop before
+every round; figures are medians with the smallest and largest, ratios medians of the ratios of a round. With
+--threads 1 times are processor time, for ratios on a machine that other programs use (the probe's are not, so
+the share of the read rate then means nothing). `--layers` cuts the model to fewer layers (tokens/s are of the
+cut model; ratios keep their meaning). Peers run in processes of their own, asleep meanwhile.
 
 `--openvino-python` adds openvino-genai, in its pipeline of continuous batching (what its LLMPipeline is on a
 CPU), driven request by request: its weights cannot come from a GGUF file, so that interpreter makes its own
 model of the same shape, see openvino_peer.py, once, in the folder --openvino-model (a minute and 4 GB of
-memory for 8 layers). Each of `--openvino-settings` is a peer of its own, and the best of them is named for
-every figure. It takes one token at a time after a prompt, so it is left out of steps of several.
+memory for 8 layers). Its cache is of our type. Each of `--openvino-settings` is a peer of its own, and the
+best of them is named for every figure. It takes one token at a time after a prompt, so it is left out of
+steps of several. Every engine holds its weights meanwhile, OpenVINO's 2 GB a setting at 8 layers.
 
 --neighbour adds decoding beside one other process that keeps one CPU busy. --fresh starts both engines anew
 from a warm page cache: seconds to the first token, and the largest resident memory with the context filled.
@@ -526,6 +528,7 @@ def main() -> None:
         )
         facts = comparison.ours.facts
         figures |= facts
+        comparison.fill(64)  # OpenVINO repacks its weights at the first request
         for tokens in options.prefill:
             comparison.record(f"prefill_{tokens}", tokens, {"what": "prefill", "tokens": tokens})
         for context in options.contexts:
