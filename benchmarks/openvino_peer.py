@@ -1,7 +1,7 @@
 """OpenVINO as a peer of engine.py: its model, and its engine as a program for its own interpreter.
 
-That interpreter's environment: `pip install "optimum-intel[openvino]" nncf openvino-genai torch`, then
-`pip uninstall torchvision`, whose build must match torch's or optimum does not load.
+That interpreter's environment: a CPU build of torch, `pip install "optimum-intel[openvino]" nncf
+openvino-genai`, then `pip uninstall torchvision`, whose build must match torch's or optimum does not load.
 
 The model is a Phi-3 of the shape asked for with random weights, exported by optimum-intel to 4 bits, symmetric,
 groups of 128 (Q4_0 is symmetric too, in groups of 32: 4.5 bits to OpenVINO's 4.125), embedding and head to 8
@@ -10,7 +10,7 @@ layers: at 8 layers 17% of the bytes that OpenVINO reads for a token, at 32 laye
 
 The pipeline needs a tokenizer; this one is of bytes, and unused, since requests are given as numbers. Prompts
 are computed in one pass and nothing is kept between requests, which are LLMPipeline's settings but for its
-cache of prompts.
+cache of prompts. A step includes choosing the token.
 """
 
 from __future__ import annotations
