@@ -1,15 +1,24 @@
-"""Speed of the native core on a known shape, beside llama.cpp in the same minutes.
+"""Speed of the native core on a known shape, beside llama.cpp and OpenVINO in the same minutes.
 
     python benchmarks/engine.py [--shape phi-3-mini] [--layers N] [--peer PYTHON] [--pairs 7] [--json]
-        [--neighbour] [--fresh] [--text-model FILE]
+        [--openvino-python PYTHON [--openvino-model FOLDER]] [--neighbour] [--fresh] [--text-model FILE]
 
-Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that both
-engines read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
-may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their cache in our type (`--peer-cache same`, with flash attention,
-which they need for it) or as they do by default. Runs alternate, ours then each peer's, with a probe of the
-memory's read rate and of the int8 inner loop before every round; figures are medians with the smallest and
-largest, ratios medians of the ratios of a round. `--layers` cuts the model to fewer layers (tokens/s are
-of the cut model; ratios keep their meaning). Peers run in processes of their own, asleep meanwhile.
+Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that ours and
+llama.cpp read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
+may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their
+cache in our type (`--peer-cache same`, with flash attention, which they need for it) or as they do by default.
+Runs alternate, ours then each peer's, with a probe of the memory's read rate and of the int8 inner loop before
+every round; figures are medians with the smallest and largest, ratios medians of the ratios of a round. With
+--threads 1 times are processor time, for ratios on a machine that other programs use (the probe's are not, so
+the share of the read rate then means nothing). `--layers` cuts the model to fewer layers (tokens/s are of the
+cut model; ratios keep their meaning). Peers run in processes of their own, asleep meanwhile.
+
+`--openvino-python` adds openvino-genai, in its pipeline of continuous batching (what its LLMPipeline is on a
+CPU), driven request by request: its weights cannot come from a GGUF file, so that interpreter makes its own
+model of the same shape, see openvino_peer.py, once, in the folder --openvino-model (a minute and 4 GB of
+memory for 8 layers). Its cache is of our type. Each of `--openvino-settings` is a peer of its own, and the
+best of them is named for every figure. It takes one token at a time after a prompt, so it is left out of
+steps of several. Every engine holds its weights meanwhile, OpenVINO's 2 GB a setting at 8 layers.
 
 --neighbour adds decoding beside one other process that keeps one CPU busy. --fresh starts both engines anew
 from a warm page cache: seconds to the first token, and the largest resident memory with the context filled.
@@ -33,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino_peer
 
 SHAPES = {  # layers, hidden, heads, kv heads, feed-forward, vocabulary
     "phi-3-mini": (32, 3072, 32, 32, 8192, 32064),
@@ -40,6 +50,7 @@ SHAPES = {  # layers, hidden, heads, kv heads, feed-forward, vocabulary
     "pocket": (12, 512, 8, 4, 1536, 16384),
 }
 CONTEXT = 4096
+OPENVINO = "openvino"  # how the names of its settings begin
 
 
 def write_model(path: Path, shape: str, layers: int | None) -> None:
@@ -107,10 +118,11 @@ def peak():
             return int(line.split()[1]) * 1024
 
 rng = np.random.default_rng(1)
+clock = time.process_time if threads == 1 else time.perf_counter
 def timed(ids):
-    began = time.perf_counter()
+    began = clock()
     feed(ids.tolist())
-    return time.perf_counter() - began
+    return clock() - began
 
 print(json.dumps({"load_s": time.perf_counter() - began, "facts": facts}), flush=True)
 for line in sys.stdin:
@@ -313,6 +325,11 @@ class Comparison:
             ratio = statistics.median(a / b for a, b in zip(mine, values))
             found[peer] = {"tokens_per_s": statistics.median(values), "ratio": ratio, "all": values}
             line += f"; {peer} {spread(values)}, ratio {ratio:.2f}"
+        settings = [peer for peer in theirs if theirs[peer] and peer.startswith(OPENVINO)]
+        if settings:
+            best = max(settings, key=lambda peer: found[peer]["tokens_per_s"])
+            found["openvino_best"] = {"setting": best, **found[best]}
+            line += f"; best of its settings: {best}, ratio {found[best]['ratio']:.2f}"
         say(f"{line}; probe {read / 1e9:.1f} GB/s {macs / 1e9:.0f} GMAC/s")
         self.figures[name] = found
 
@@ -323,6 +340,10 @@ class Comparison:
 
     def ask(self, peer: str, request: dict[str, Any], tokens: int, into: dict[str, list[float]]) -> None:
         """Let one peer compute; a peer that ends is left out from then on, which is said."""
+        if request["what"] == "step" and request["tokens"] > self.peers[peer].facts.get(
+            "step_tokens", CONTEXT
+        ):
+            return
         try:
             took = self.peers[peer](**request)
             into[peer].append(tokens / took if took else 0.0)
@@ -440,6 +461,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="where the GGUF file is or goes")
     parser.add_argument("--peer", action="append", default=[], metavar="[NAME=]PYTHON")
     parser.add_argument("--peer-cache", nargs="*", default=["same"], choices=["same", "f16", "f16-flash"])
+    parser.add_argument("--openvino-python", metavar="PYTHON")
+    parser.add_argument("--openvino-model", type=Path, help="where OpenVINO's model is or goes (a folder)")
+    parser.add_argument("--openvino-settings", nargs="*", default=list(openvino_peer.SETTINGS),
+                        choices=openvino_peer.SETTINGS)  # fmt: skip
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048])
@@ -468,6 +493,18 @@ def main() -> None:
             starts[f"{name or 'llama.cpp'} {kind}"] = functools.partial(
                 Runner, python, program, model, options.threads, kind
             )
+    if options.openvino_python:
+        folder = options.openvino_model or model.with_name(
+            f"{options.shape}-{options.layers or 'all'}-openvino"
+        )
+        if not folder.exists():
+            layers, *rest = SHAPES[options.shape]
+            openvino_peer.export(options.openvino_python, folder, (options.layers or layers, *rest), CONTEXT)
+        for name in options.openvino_settings:
+            program = openvino_peer.engine(name) + _LOOP
+            starts[f"{OPENVINO} {name}"] = functools.partial(
+                Runner, options.openvino_python, program, folder, options.threads, options.cache
+            )
     figures: dict[str, Any] = {"shape": options.shape, "layers": options.layers, "pairs": options.pairs}
     if options.fresh:
         first = start_ours()
@@ -491,6 +528,7 @@ def main() -> None:
         )
         facts = comparison.ours.facts
         figures |= facts
+        comparison.fill(64)  # OpenVINO repacks its weights at the first request
         for tokens in options.prefill:
             comparison.record(f"prefill_{tokens}", tokens, {"what": "prefill", "tokens": tokens})
         for context in options.contexts:
