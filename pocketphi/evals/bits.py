@@ -1,7 +1,9 @@
 """Bits per byte: how well a model predicts text, comparable across tokenizers.
 
 Each document is read alone, from a start token on, in windows of the model's context; a window after
-the first starts with the last token of the one before (lm-evaluation-harness' rolling rule).
+the first starts with the last token of the one before. lm-evaluation-harness does the same but for a
+document's last window, which it fills up with context to the left: its figures of long documents are a
+little lower.
 """
 
 from __future__ import annotations
