@@ -21,16 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "corpus")]
+from corpus_kills import paragraph, start
 
-from toy_pages import paragraph  # noqa: E402
-
-_RUN = (
-    "import json, sys\nfrom pathlib import Path\nfrom pocketphi import corpus\nfrom pocketphi.core.config import parse\n"
-    "done = corpus.run(parse(corpus.CorpusConfig, json.loads(sys.argv[1])), {}, out=Path(sys.argv[2]))\n"
-    "print(done.checksum, done.counts['documents_in'])\n"
-)
 _KINDS = {  # by a piece of the command line
     "ray::Read": "reader",
     "ray::MapWorker": "actor",
@@ -73,13 +65,7 @@ def memory_mb(process: int, field: str) -> float:
 def measure(config: dict, out: Path) -> dict:
     """Run one corpus; return its checksum, wall seconds and peaks by kind of process."""
     started = time.monotonic()
-    run = subprocess.Popen(
-        [sys.executable, "-c", _RUN, json.dumps(config), str(out)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    run = start(config, out, subprocess.PIPE, start_new_session=True)
     peaks: dict[str, float] = {}
     try:
         while run.poll() is None:

@@ -30,7 +30,8 @@ from pocketphi.core.config import parse  # noqa: E402
 
 _RUN = (
     "import json, sys\nfrom pathlib import Path\nfrom pocketphi import corpus\nfrom pocketphi.core.config import parse\n"
-    "corpus.run(parse(corpus.CorpusConfig, json.loads(sys.argv[1])), {}, out=Path(sys.argv[2]))\n"
+    "done = corpus.run(parse(corpus.CorpusConfig, json.loads(sys.argv[1])), {}, out=Path(sys.argv[2]))\n"
+    "print(done.checksum, done.counts['documents_in'])\n"
 )
 
 
@@ -53,9 +54,10 @@ def make_inputs(folder: Path, num_lines: int) -> dict:
     }
 
 
-def start(config: dict, out: Path) -> subprocess.Popen[bytes]:
+def start(config: dict, out: Path, stdout: int = subprocess.DEVNULL, **how: bool) -> subprocess.Popen[bytes]:
+    """Run a corpus in a process of its own, which prints its checksum and the documents it read."""
     command = [sys.executable, "-c", _RUN, json.dumps(config), str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.DEVNULL, **how)
 
 
 def finished_parts(out: Path) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 from pocketphi import evals
 from pocketphi.evals import data as benchmark_data
 from pocketphi.evals.harness import index, rows
+from pocketphi.evals.task import split_settings
 
 Row = dict[str, Any]
 TASKS = ["arc_easy=100", "arc_easy:shots=3=20", "piqa=100", "winogrande=40", "lambada_openai=40", "mmlu_stem=2",
@@ -87,8 +88,8 @@ def compare(
         tasks=[f"lm-eval/{name}"], data_dir=data, limit=limit, dtype="float32", num_threads=options.threads,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch,
     )  # fmt: skip
-    bare, _, settings = name.partition(":")
-    shots = next((int(s.partition("=")[2]) for s in settings.split(",") if s.startswith("shots=")), None)
+    bare, settings = split_settings(name)
+    shots = int(settings["shots"]) if "shots" in settings else None
     runs = {}
     for number, model in enumerate([options.folder, *options.gguf]):
         started = time.monotonic()

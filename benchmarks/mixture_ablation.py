@@ -214,12 +214,16 @@ def train_config(arm: str, seed: int, options: argparse.Namespace) -> Any:
     )
 
 
+def _own_part(work: list[Any], options: argparse.Namespace) -> list[Any]:
+    part, parts = (int(n) for n in options.part.split("/"))
+    return work[part - 1 :: parts]
+
+
 def train(out: Path, options: argparse.Namespace) -> None:
     """Train every arm with every seed, or this process's part of them; what is done already is skipped."""
     from pocketphi.train import pretrain
 
-    part, parts = (int(n) for n in options.part.split("/"))
-    for seed, arm in [(s, a) for s in range(options.seeds) for a in ARMS][part - 1 :: parts]:
+    for seed, arm in _own_part([(s, a) for s in range(options.seeds) for a in ARMS], options):
         source = "raw" if arm == "raw" else "filtered"
         inputs = {"shards": out / f"shards-{source}", "tokenizer": out / "tokenizer"}
         found = pretrain.run(train_config(arm, seed, options), inputs, out=out / f"{arm}-{seed}")
@@ -231,8 +235,7 @@ def score(out: Path, data: Path, options: argparse.Namespace) -> None:
     from pocketphi import evals
     from pocketphi.evals import EvalConfig
 
-    part, parts = (int(n) for n in options.part.split("/"))
-    for place in _models(out)[part - 1 :: parts]:
+    for place in _own_part(_models(out), options):
         for name, tasks, shards in (
             ("tasks", list(TASKS), None),
             ("filtered", ["bits"], out / "shards-filtered"),

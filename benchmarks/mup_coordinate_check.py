@@ -65,13 +65,12 @@ def make(
     )
     model = PhiForCausalLM(config)
     model.reset_parameters(seed=seed, scale_residual=True)
+    model.to(device)
     settings = OptimizerConfig(kind=kind, weight_decay=0.0)  # type: ignore[arg-type]
     if parametrization == "standard":
-        model.to(device)
         return model, Optimizers(model, settings)
     scaled = MaximalUpdate.of(config, base)
     scaled.start(model)
-    model.to(device)
     return model, Optimizers(model, settings, scaled.rate_factor)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from pocketphi.core import artifact
 from pocketphi.core.artifact import Artifact
 from pocketphi.core.errors import DataError
+from pocketphi.evals import prompts
 from pocketphi.evals.backends.base import Scorer
 from pocketphi.evals.data import DataFile, read, text_sha256
 
@@ -74,7 +75,7 @@ def file_documents(path: Path) -> Iterator[tuple[str, str]]:
 def document_record(scorer: Scorer, id_: str, text: str) -> dict[str, Any]:
     """Score one document: nats, tokens and bytes."""
     ids = [int(i) for i in scorer.tokenizer.encode(text)]
-    lead = list(scorer.start_ids) or _lead(scorer)
+    lead = list(scorer.start_ids) or [prompts.lead_id(scorer.tokenizer, end_first=True)]
     total, counted = 0.0, 0
     for window in windows([*lead, *ids], scorer.max_tokens):
         logprobs = scorer.rolling(window)
@@ -98,14 +99,6 @@ def windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def lead_rule(scorer: Scorer) -> str:
     """What stands before the first token of a document, in words."""
     return "start token" if scorer.start_ids else "end-of-text token, as between documents in training"
-
-
-def _lead(scorer: Scorer) -> list[int]:
-    tokenizer = scorer.tokenizer
-    lead = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.bos_id
-    if lead is None:
-        raise DataError("the tokenizer has neither a start nor an end token to read a document from")
-    return [int(lead)]
 
 
 def _writer_of(shards: Artifact, sha256: str, scorer: Scorer) -> Any:

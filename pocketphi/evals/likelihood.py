@@ -60,12 +60,11 @@ def scores(
             yield found
 
     parts = scorer.score(chain.from_iterable(feed()))
-    for part in parts:
+    for first in parts:
         count, found = waiting.popleft()
         by_option: list[Any] = [None] * count
         tokens = [0] * count
-        for number, request in enumerate(found):
-            part = part if number == 0 else next(parts)
+        for request, part in zip(found, chain((first,), parts)):
             for option, score, ids in zip(request.indices, part, request.options):
                 by_option[option], tokens[option] = score, len(ids)
         yield by_option, tokens, max(r.cut_tokens for r in found)

@@ -82,12 +82,15 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     return whole, len(tokenizer.encode(context))
 
 
-def lead_id(tokenizer: Any) -> int:
-    """The token that stands for the beginning where a text has nothing before it: start, else end of text."""
-    lead = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    if lead is None:
+def lead_id(tokenizer: Any, *, end_first: bool = False) -> int:
+    """The token that stands for the beginning where a text has nothing before it: start, else end of text.
+
+    With `end_first` the other way round, as documents follow each other in training. DataError for neither.
+    """
+    found = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+    if not found:
         raise DataError("the tokenizer has neither a start nor an end token to read a text from")
-    return int(lead)
+    return int(found[-1 if end_first else 0])
 
 
 def requests(
