@@ -240,6 +240,42 @@ def test_documents_that_kill_hang_or_fill_memory_cost_only_themselves(tmp_path: 
     }
 
 
+_KILLED_WORKER = """
+import os, pathlib, signal, sys
+from pocketphi.corpus import processing
+from pocketphi.corpus.engines import worker
+real = processing.Processor.document
+def document(self, source, raw):
+    struck = pathlib.Path(__file__).with_name("struck")
+    if b"ONCE" in raw.line and not struck.exists():
+        struck.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"ALWAYS" in raw.line:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, source, raw)
+processing.Processor.document = document
+worker.main()
+"""
+
+
+def test_a_worker_killed_from_outside_costs_no_document(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    words = ["fine", "ONCE", "ALWAYS", "fine"]
+    file.write_text(
+        "".join(json.dumps({"text": f"{word} {paragraph(i)}"}) + "\n" for i, word in enumerate(words))
+    )
+    script = tmp_path / "worker.py"
+    script.write_text(_KILLED_WORKER)
+    settings = CorpusConfig(inputs=(str(file),), workers=1)
+    folders = Folders(tmp_path / "final", tmp_path / "scratch")
+    folders.make()
+    (summary,) = local.run_chunks(settings, folders, chunks(settings), [sys.executable, str(script)])
+    assert (tmp_path / "struck").exists() and summary["documents"] == 3
+    assert [(f["where"], f["reason"]) for f in summary["failures"]] == [
+        ("lines.jsonl:3", "made its process end (signal 9)")
+    ]
+
+
 def test_curated_sources_meet_fewer_rules(tmp_path: Path) -> None:
     file = tmp_path / "short.jsonl"
     file.write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -45,9 +46,13 @@ class _Worker:
 
 @dataclass
 class _Trouble:
-    """What is known of a chunk on which workers died: records to leave out, and how often it happened."""
+    """What is known of a chunk on which workers died: records to leave out, and how often it happened.
+
+    killed: records at which a worker was killed from outside, once.
+    """
 
     skip: dict[int, str] = field(default_factory=dict)
+    killed: set[int] = field(default_factory=set)
     blind: int = 0
 
 
@@ -213,6 +218,7 @@ class Pool:
         chunk = worker.chunk
         if chunk is None:
             return None
+        from_outside = how == "ended" and code == -signal.SIGKILL
         if how == "ended":
             how = (
                 f"made its process end (signal {-code})"
@@ -221,7 +227,11 @@ class Pool:
             )
         trouble = self.trouble.setdefault(chunk.part, _Trouble())
         if worker.at is not None and worker.at < len(chunk.raws):
-            trouble.skip[worker.at] = how
+            # SIGKILL that we did not send comes from outside, where it strikes by chance: once is no proof.
+            if from_outside and worker.at not in trouble.killed:
+                trouble.killed.add(worker.at)
+            else:
+                trouble.skip[worker.at] = how
             return chunk
         trouble.blind += 1
         if trouble.blind >= _MAX_DEATHS_WITHOUT_CULPRIT:
