@@ -34,30 +34,28 @@ enum Pack : int {
   kNumPacks
 };
 
-// Activations of up to 6 tokens form a panel: for every group of 32 columns a record of int8 values [place][32], then
-// per place: scale, scale times sum, 8 times the sum, sums of both halves. As float32 a panel is [column][token].
-//
-// A wide panel, for kernels that multiply whole tiles, has up to 16 tokens: the same numbers as bf16 [place][32], those
-// of each 8 columns in the order 0 2 4 6 1 3 5 7, then the 16 scales, then the 16 products of scale and sum. Its
-// records have room for 16 places however many there are, so that they begin at cache lines.
+// Activations of up to 6 tokens (16 in a wide panel) form a panel: for every group of 32 columns a record of int8 values
+// [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves. Records of wide panels
+// have room for 16 places, however many there are: all are alike for kernels that multiply whole tiles.
+// As float32 a panel is [column][token], always of narrow panels.
 //
 // With 16 bits a token takes two places: its int8 values, and what their rounding left over as int8 values
 // with a scale of their own (x = d1 q1 + d2 q2, within 2^-16 of the group's largest). The products of both
 // are added at the end, so such a panel holds half as many tokens and the inner loops stay the same.
 constexpr int kPanelPlaces = 6;
-constexpr int kWidePlaces = 16;
+constexpr int kWidePlaces = 16;  // for kernels that multiply whole tiles, see Kernels::wide_from
 constexpr int kRecordBytes = 32 + 4 * 5;  // per place
-constexpr int kWideRecordBytes = kWidePlaces * (32 * 2 + 4 * 2);
+constexpr int kWideRecordBytes = kWidePlaces * kRecordBytes;
 
 static inline int num_panels(int tokens, int places, int panel_places) {
   const int tokens_of_panel = panel_places / places;
   return (tokens + tokens_of_panel - 1) / tokens_of_panel;
 }
 static inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
-// Where a panel of 8-bit numbers that begins with token `first` lies.
+// Where a panel of 8-bit numbers lies whose first token is `first`, in bytes.
 static inline size_t panel_offset(int panel, int first, int places, int panel_places, int cols) {
-  const size_t groups = size_t(cols / kGroup);
-  return panel_places == kWidePlaces ? size_t(panel) * groups * kWideRecordBytes : size_t(first * places) * groups * kRecordBytes;
+  const size_t record_places = panel_places == kWidePlaces ? size_t(panel) * kWidePlaces : size_t(first) * size_t(places);
+  return record_places * size_t(cols / kGroup) * kRecordBytes;
 }
 
 enum Epilogue : int { kStore, kAdd, kSiluMul };
@@ -116,13 +114,12 @@ static inline size_t attend_scratch_floats(int padded_dim) {
 
 struct Kernels {
   const char* name;
-  int wide_from;  // places of a step from which its panels are wide; 0: never
+  int wide_from;  // places of a step from which int8 panels are wide; 0: never
   void (*linear)(const LinearCall&);
   // y = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float* y, int n, float epsilon);
   // One token into its place or places of a panel: token t of the panel's `tokens`.
   void (*quantize)(const float* x, int n, uint8_t* panel, int t, int tokens, int places);
-  void (*quantize_wide)(const float* x, int n, uint8_t* panel, int t, int places);  // null without wide panels
   void (*attend)(const AttendCall&);
   // Add a chunk's part (m2, l2, o2) to the running (m, l, o).
   void (*merge)(float* m, float* l, float* o, float m2, float l2, const float* o2, int padded_dim);

@@ -1,12 +1,13 @@
-// Matrices of 8-bit activations and 4- to 8-bit weights for many tokens with the tile registers of AMX; the rest is
+// Matrices of 8-bit integers and 4- to 8-bit weights for many tokens with the tile registers of AMX; the rest is
 // the AVX-512 kernel set's.
 //
-// Activations and weights are whole numbers of at most 8 bits, which bf16 holds exactly, and their sums over a group
-// stay below 2^24, which float32 holds exactly: products of bf16 give the same sums as those of int8, as floats.
-// That matters because with tiles in use these processors multiply and convert 512 bits of floats once a cycle
-// instead of twice, and turning a group's sums into results is what takes the time: without conversions, a product
-// of scales and a multiply-add are left of three instructions. Scales are applied in the order of kernels.inc, so
-// the results are the same bits.
+// A tile's 64-byte pieces (4 columns of 16 rows) are what AMX wants of its second operand and the records of a
+// wide panel what it wants of its first, so a product is two loads and one instruction for each group of columns.
+// Sums of whole numbers are exact, and scales are applied in the order of kernels.inc: the results are the same bits.
+//
+// What takes the time is turning sums into floats. While tiles are in use, multiplications and conversions of 512
+// bits are begun once a cycle instead of twice (their second unit is that of the tiles), additions still twice;
+// storing a tile takes the port of the second ones 16 times. So whole numbers become floats by additions.
 //
 // Legend: as in kernels.inc.
 
@@ -31,12 +32,12 @@ namespace {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(long(stride)) : "memory")
 #define PP_STORE_TILE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(64l) : "memory")
 #define PP_PRODUCT(i, a, b, x, w)                                    \
-  __asm__ volatile("tilezero %%tmm" #i ::);                          \
-  PP_LOAD_TILE(a, x, 64);                                            \
+  PP_LOAD_TILE(a, x, 32);                                            \
   PP_LOAD_TILE(b, w, 64);                                            \
-  __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #i ::)
+  __asm__ volatile("tilezero %%tmm" #i ::);                          \
+  __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #i ::)
 
-constexpr int kBlockGroups = 8;           // their weights fit the first-level cache beside a panel's activations
+constexpr int kBlockGroups = 16;          // their weights fit the first-level cache
 constexpr int kRunPanels = 16;            // whose sums stay in the second-level cache
 constexpr size_t kRunBytes = 1280 << 10;  // of panels, which stay there while tile after tile is multiplied
 constexpr int kUnits = 4;                 // products under way at once
@@ -44,10 +45,9 @@ constexpr int kUnits = 4;                 // products under way at once
 constexpr int kFewestQueries = 6;  // for which attention by tiles is the faster
 constexpr size_t kFarAhead = 2304;
 
-// Weights of a stretch of columns as bf16, with their scales. A row of 64 bytes holds two columns of 16 rows of the
-// matrix, in the order that wide panels have (see kernels.h).
+// Weights of a stretch of columns as int8, with their scales.
 struct alignas(64) Block {
-  uint16_t weights[kBlockGroups][2][16][32];
+  int8_t weights[kBlockGroups][2][512];
   float scales[kBlockGroups][2][16];
   float offsets[kBlockGroups][2][16];
   float parts[kBlockGroups][2][2][16];  // Q6_K: scales of both halves of a group
@@ -63,74 +63,20 @@ struct alignas(64) TileShapes {
 void set_shapes(int places, int cols) {
   TileShapes shapes;
   for (int i = 0; i < 8; ++i) {
-    shapes.rows[i] = uint8_t(i < 6 ? places : cols / 2);
-    shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? 2 * cols : 64);
+    shapes.rows[i] = uint8_t(i < 6 ? places : cols / 4);
+    shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? cols : 64);
   }
   PP_SHAPE_TILES(shapes);
 }
 
-// bf16 of the whole numbers from `first` on.
-struct alignas(64) Numbers {
-  uint16_t of[64];
-  constexpr explicit Numbers(int first, int period) : of{} {
-    for (int i = 0; i < 64; ++i) of[i] = uint16_t(__builtin_bit_cast(uint32_t, float(first + i % period)) >> 16);
-  }
-  __m512i low() const { return _mm512_load_si512(of); }
-  __m512i high() const { return _mm512_load_si512(of + 32); }
-};
-// Looked up by the low 5 bits (6 from two registers) of 16, so what lies above them does not matter.
-constexpr Numbers kFrom0To15(0, 16), kFrom8Below(-8, 16), kFrom0To31(0, 32), kFrom32Below(-32, 64);
-
-template <int by>
-inline __attribute__((always_inline)) __m512i shifted_right(const __m512i& x) {
-  if constexpr (by > 0) return _mm512_srli_epi16(x, by);
-  if constexpr (by < 0) return _mm512_slli_epi16(x, -by);
-  return x;
+inline void put_weights(int8_t* to, const w64& w, int less) {
+  _mm512_store_si512(to, _mm512_sub_epi8(w.a, _mm512_set1_epi8(char(less))));
 }
-// The low 4 bits of each 16 from the first, the rest from the second.
-inline __m512i joined(const __m512i& low, const __m512i& rest) {
-  return _mm512_ternarylogic_epi32(_mm512_set1_epi16(15), low, rest, 0xca);
-}
-
-// A piece of nibbles: 8 columns, two by two.
-inline void put_nibbles(uint16_t (*to)[32], const uint8_t* piece, const __m512i& numbers) {
-  const __m512i x = load_w(piece).a;
-  _mm512_store_si512(to[0], _mm512_permutexvar_epi16(x, numbers));
-  _mm512_store_si512(to[1], _mm512_permutexvar_epi16(shifted_right<4>(x), numbers));
-  _mm512_store_si512(to[2], _mm512_permutexvar_epi16(shifted_right<8>(x), numbers));
-  _mm512_store_si512(to[3], _mm512_permutexvar_epi16(shifted_right<12>(x), numbers));
-}
-// The same with a fifth bit each: bits `quad` and `quad` + 1 of the bytes of `fifth`.
-template <int quad>
-inline void put_five_bits(uint16_t (*to)[32], const uint8_t* piece, const __m512i& fifth, const __m512i& numbers) {
-  const __m512i x = load_w(piece).a;
-  _mm512_store_si512(to[0], _mm512_permutexvar_epi16(joined(x, shifted_right<quad - 4>(fifth)), numbers));
-  _mm512_store_si512(to[1], _mm512_permutexvar_epi16(joined(shifted_right<4>(x), shifted_right<quad - 3>(fifth)), numbers));
-  _mm512_store_si512(to[2], _mm512_permutexvar_epi16(joined(shifted_right<8>(x), shifted_right<quad + 4>(fifth)), numbers));
-  _mm512_store_si512(to[3], _mm512_permutexvar_epi16(joined(shifted_right<12>(x), shifted_right<quad + 5>(fifth)), numbers));
-}
-// The same with two bits more each: pairs `quad` and `quad` + 1 of the bytes of `pairs`.
-template <int quad>
-inline void put_six_bits(uint16_t (*to)[32], const uint8_t* piece, const __m512i& pairs, const __m512i& low, const __m512i& high) {
-  const __m512i x = load_w(piece).a;
-  const auto numbers = [&](const __m512i& index) { return _mm512_permutex2var_epi16(low, index, high); };
-  _mm512_store_si512(to[0], numbers(joined(x, shifted_right<2 * quad - 4>(pairs))));
-  _mm512_store_si512(to[1], numbers(joined(shifted_right<4>(x), shifted_right<2 * quad - 2>(pairs))));
-  _mm512_store_si512(to[2], numbers(joined(shifted_right<8>(x), shifted_right<2 * quad + 4>(pairs))));
-  _mm512_store_si512(to[3], numbers(joined(shifted_right<12>(x), shifted_right<2 * quad + 6>(pairs))));
-}
-// Two pieces of int8, 4 columns each.
-inline void put_bytes(uint16_t (*to)[32], const uint8_t* pieces) {
-  for (int i = 0; i < 2; ++i) {
-    const __m512i x = load_w(pieces + 64 * i).a;
-    const auto number = [&](unsigned byte) {
-      return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(x, 24 - 8 * byte), 24)));
-    };
-    const auto both = [](const __m512i& first, const __m512i& second) {
-      return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
-    };
-    _mm512_store_si512(to[i], both(number(0), number(2)));
-    _mm512_store_si512(to[2 + i], both(number(1), number(3)));
+inline void put_nibbles(int8_t* to, const uint8_t* nibbles, int less) {
+  PP_UNROLL for (int c = 0; c < 8; ++c) {
+    const w64 raw = load_w(nibbles + 64 * c);
+    put_weights(to + 128 * c, low_nibbles(raw), less);
+    put_weights(to + 128 * c + 64, high_nibbles(raw), less);
   }
 }
 
@@ -139,7 +85,7 @@ template <int pack>
 const uint8_t* unpack_block(const uint8_t* tile, int groups, Block& block) {
   const uint16_t* d = nullptr;
   for (int g = 0; g < groups; ++g) {
-    auto& to = block.weights[g];
+    int8_t* to = block.weights[g][0];
     if constexpr (pack == kPackQ4K || pack == kPackQ5K || pack == kPackQ6K) {
       if (g % 8 == 0) {
         d = reinterpret_cast<const uint16_t*>(tile);
@@ -147,41 +93,12 @@ const uint8_t* unpack_block(const uint8_t* tile, int groups, Block& block) {
       }
     }
     if constexpr (pack == kPackQ8) {
-      for (int v = 0; v < 2; ++v)
-        for (int c = 0; c < 4; ++c) put_bytes(to[v] + 4 * c, tile + 512 * v + 128 * c);
+      for (int c = 0; c < 16; ++c) put_weights(to + 64 * c, load_w(tile + 64 * c), 0);
       d = reinterpret_cast<const uint16_t*>(tile + 1024);
       for (int v = 0; v < 2; ++v) store(block.scales[g][v], load_half(d + 16 * v));
       tile += 1088;
-    } else if constexpr (pack == kPackQ4S || pack == kPackQ4A || pack == kPackQ4K) {
-      const __m512i numbers = (pack == kPackQ4S ? kFrom8Below : kFrom0To15).low();
-      for (int v = 0; v < 2; ++v)
-        for (int c = 0; c < 4; ++c) put_nibbles(to[v] + 4 * c, tile + 256 * v + 64 * c, numbers);
-    } else if constexpr (pack == kPackQ5K) {
-      const __m512i numbers = kFrom0To31.low();
-      for (int v = 0; v < 2; ++v) {
-        const uint8_t* nibbles = tile + 256 * v;
-        const __m512i fifth = load_w(tile + 512 + 64 * v).a;
-        put_five_bits<0>(to[v], nibbles, fifth, numbers);
-        put_five_bits<2>(to[v] + 4, nibbles + 64, fifth, numbers);
-        put_five_bits<4>(to[v] + 8, nibbles + 128, fifth, numbers);
-        put_five_bits<6>(to[v] + 12, nibbles + 192, fifth, numbers);
-      }
-    } else {
-      static_assert(pack == kPackQ6K);
-      const __m512i low = kFrom32Below.low(), high = kFrom32Below.high();
-      for (int v = 0; v < 2; ++v) {
-        for (int h = 0; h < 2; ++h) {
-          const __m512i pairs = load_w(tile + 512 + 128 * v + 64 * h).a;
-          const uint8_t* nibbles = tile + 256 * v + 128 * h;
-          put_six_bits<0>(to[v] + 8 * h, nibbles, pairs, low, high);
-          put_six_bits<2>(to[v] + 8 * h + 4, nibbles + 64, pairs, low, high);
-          store(block.parts[g][v][h], to_float(load_i8(reinterpret_cast<const int8_t*>(tile + 768 + 32 * h + 16 * v))));
-        }
-        store(block.scales[g][v], load_half(d + 16 * v));
-      }
-      tile += 832;
-    }
-    if constexpr (pack == kPackQ4S || pack == kPackQ4A) {
+    } else if constexpr (pack == kPackQ4S || pack == kPackQ4A) {
+      put_nibbles(to, tile, pack == kPackQ4S ? 8 : 0);
       d = reinterpret_cast<const uint16_t*>(tile + 512);
       for (int v = 0; v < 2; ++v) {
         store(block.scales[g][v], load_half(d + 16 * v));
@@ -189,104 +106,123 @@ const uint8_t* unpack_block(const uint8_t* tile, int groups, Block& block) {
       }
       tile += pack == kPackQ4S ? 576 : 640;
     } else if constexpr (pack == kPackQ4K || pack == kPackQ5K) {
+      put_nibbles(to, tile, 0);
+      if constexpr (pack == kPackQ5K) {
+        for (int v = 0; v < 2; ++v) {
+          const __m512i fifth = _mm512_loadu_si512(tile + 512 + 64 * v);
+          for (int quad = 0; quad < 8; ++quad) {
+            const __m512i bit = _mm512_and_si512(_mm512_slli_epi16(_mm512_srli_epi16(fifth, unsigned(quad)), 4), _mm512_set1_epi8(16));
+            int8_t* p = to + 512 * v + 64 * quad;
+            _mm512_store_si512(p, _mm512_or_si512(_mm512_load_si512(p), bit));
+          }
+        }
+      }
       const uint8_t* bytes = tile + (pack == kPackQ4K ? 512 : 640);
       for (int v = 0; v < 2; ++v) {
         store(block.scales[g][v], mul(load_half(d + 16 * v), to_float(load_u8(bytes + 16 * v))));
         store(block.offsets[g][v], mul(load_half(d + 32 + 16 * v), to_float(load_u8(bytes + 32 + 16 * v))));
       }
       tile += pack == kPackQ4K ? 576 : 704;
+    } else {
+      static_assert(pack == kPackQ6K);
+      for (int v = 0; v < 2; ++v) {
+        for (int h = 0; h < 2; ++h) {
+          const w64 pairs = load_w(tile + 512 + 128 * v + 64 * h);
+          const uint8_t* nibbles = tile + 256 * v + 128 * h;
+          int8_t* p = to + 512 * v + 256 * h;
+          put_weights(p, with_high<0, 2>(low_nibbles(load_w(nibbles)), pairs), 32);
+          put_weights(p + 64, with_high<2, 2>(high_nibbles(load_w(nibbles)), pairs), 32);
+          put_weights(p + 128, with_high<4, 2>(low_nibbles(load_w(nibbles + 64)), pairs), 32);
+          put_weights(p + 192, with_high<6, 2>(high_nibbles(load_w(nibbles + 64)), pairs), 32);
+          store(block.parts[g][v][h], to_float(load_i8(reinterpret_cast<const int8_t*>(tile + 768 + 32 * h + 16 * v))));
+        }
+        store(block.scales[g][v], load_half(d + 16 * v));
+      }
+      tile += 832;
     }
   }
   return tile;
 }
 
+// Sixteen whole numbers of less than 2^22 as floats: in the sum with 1.5 * 2^23, read as one, they are the last bits.
+inline __attribute__((always_inline)) vf small_to_float(const int32_t* p) {
+  const __m512i shifted = _mm512_add_epi32(_mm512_load_si512(p), _mm512_set1_epi32(0x4b400000));
+  return sub({_mm512_castsi512_ps(shifted)}, set1(12582912.0f));
+}
+
 // One group's sums (two halves of one for Q6_K) into those of 16 rows and R places.
 template <int pack, int R>
-inline __attribute__((always_inline)) void add_group(const Block& block, int g, int v, const float* dot, const uint8_t* record, vf (&acc)[R]) {
-  const auto* d = reinterpret_cast<const float*>(record + 64 * kWidePlaces);
+inline __attribute__((always_inline)) void add_group(const Block& block, int g, int v, const int32_t* dot, const uint8_t* record, vf (&acc)[R]) {
+  const auto* d = reinterpret_cast<const float*>(record + 32 * kWidePlaces);
   const vf scale = load(block.scales[g][v]);
   if constexpr (pack == kPackQ6K) {
-    // Below 2^24, so these are still whole numbers.
+    // Whole numbers up to the end: 2 * 16 * 32 * 127 * 128 is below 2^24.
     const vf first = load(block.parts[g][v][0]), second = load(block.parts[g][v][1]);
     PP_UNROLL for (int t = 0; t < R; ++t) {
-      const vf whole = fma(load(dot + 256 + 16 * t), second, mul(load(dot + 16 * t), first));
+      const vf whole = fma(small_to_float(dot + 256 + 16 * t), second, mul(small_to_float(dot + 16 * t), first));
       acc[t] = fma(whole, mul(scale, set1(d[t])), acc[t]);
     }
   } else if constexpr (pack == kPackQ4S || pack == kPackQ8) {
-    PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = fma(load(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
+    PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = fma(small_to_float(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
   } else {
     const vf offset = load(block.offsets[g][v]);
     const float* xs = d + kWidePlaces;
     PP_UNROLL for (int t = 0; t < R; ++t) {
-      const vf all = fma(load(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
+      const vf all = fma(small_to_float(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
       acc[t] = fma(offset, set1(pack == kPackQ4A ? xs[t] : -xs[t]), all);
     }
   }
 }
 
-// What lies ahead in memory and is wanted soon: `step` bytes for each group and half of a block.
-struct Ahead {
-  const uint8_t* from;
-  size_t step;
-  // Inlined, since GCC takes a function that only prefetches for one without effect.
-  inline __attribute__((always_inline)) void fetch(int part) const {
-    for (size_t at = 0; at < step; at += 64) prefetch(from + size_t(part) * step + at);
-  }
-};
-
 template <int pack>
 constexpr int kPerGroup = pack == kPackQ6K ? 2 : 1;  // products; a group of Q6_K has two scales
 
-// Adds a whole block's part to the sums [2][16][16] of each of `count` panels. Four products are always under way,
-// the next panel's while the last sums of one are added: without that the tiles would stand still at every end.
+// Adds a whole block's part to the sums [2][16][16] of each of `count` panels, whose records of the block begin at
+// `panel` and `step` bytes on. What is computed of places beyond a panel's is of numbers that lie there by chance,
+// and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
+// without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted next,
+// is fetched, `ahead_step` bytes for each group and half.
 template <int pack, int R>
-__attribute__((noinline)) void add_block(const Block& block, const uint8_t* panel, size_t panel_bytes, int count, float* sums,
-                                         const Ahead& ahead) {
-  constexpr int per_group = kPerGroup<pack>, units = per_group * kBlockGroups, batch = kUnits / per_group;
-  constexpr int second = per_group == 2 ? 32 : kWideRecordBytes, second_row = per_group == 2 ? 256 : 1024;
-  constexpr int third = batch / 2 * kWideRecordBytes, third_row = batch / 2 * 1024;
-  alignas(64) float dot[kUnits][256];
+__attribute__((noinline)) void add_block(const Block& block, const uint8_t* panel, size_t step, int count, float* sums, const uint8_t* ahead,
+                                         size_t ahead_step) {
+  constexpr int per_group = kPerGroup<pack>, batch = kUnits / per_group;
+  constexpr int second = per_group == 2 ? 16 : kWideRecordBytes, third = batch / 2 * kWideRecordBytes;
+  constexpr int second_row = per_group == 2 ? 256 : 1024, third_row = batch / 2 * 1024;
+  alignas(64) int32_t dot[kUnits][256];
   const uint8_t* x = panel;
-  const uint16_t* w = block.weights[0][0][0];
+  const int8_t* w = block.weights[0][0];
   PP_PRODUCT(0, 4, 6, x, w);
   PP_PRODUCT(1, 5, 7, x + second, w + second_row);
   PP_PRODUCT(2, 4, 6, x + third, w + third_row);
   PP_PRODUCT(3, 5, 7, x + third + second, w + third_row + second_row);
-  for (int b = 0; b < count; ++b, panel += panel_bytes) {
+  for (int b = 0; b < count; ++b, panel += step) {
     for (int v = 0; v < 2; ++v, sums += 256) {
       vf acc[R];
       PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = load(sums + 16 * t);
-      const uint8_t* record = panel;
-      for (int u = 0; u < units; u += kUnits) {
-        const int g = u / per_group;
-        const bool within = u + kUnits < units;
-        const bool more = within || v == 0 || b + 1 < count;
-        x = within ? record + batch * kWideRecordBytes : v == 0 ? panel : panel + panel_bytes;
-        w = block.weights[within ? g + batch : 0][within ? v : 1 - v][0];
+      // After the last panel its own first products are begun again, for nothing.
+      const uint8_t* next = v == 0 || b + 1 == count ? panel : panel + step;
+      const uint8_t* y = panel;
+      for (int g = 0; g < kBlockGroups; g += batch, y += batch * kWideRecordBytes) {
+        const bool within = g + batch < kBlockGroups;
+        x = within ? y + batch * kWideRecordBytes : next;
+        w = within ? block.weights[g + batch][v] : block.weights[0][1 - v];
         const auto add = [&](int i) __attribute__((always_inline)) {
-          if (b == 0) ahead.fetch(v * kBlockGroups + g + i);
-          add_group<pack, R>(block, g + i, v, dot[i * per_group], record, acc);
-          record += kWideRecordBytes;
+          if (b == 0)
+            for (size_t at = 0; at < ahead_step; at += 64) prefetch(ahead + at);
+          ahead += ahead_step;
+          add_group<pack, R>(block, g + i, v, dot[i * per_group], y + i * kWideRecordBytes, acc);
         };
         PP_STORE_TILE(0, dot[0]);
-        if (more) {
-          PP_PRODUCT(0, 4, 6, x, w);
-        }
+        PP_PRODUCT(0, 4, 6, x, w);
         if constexpr (per_group == 1) add(0);
         PP_STORE_TILE(1, dot[1]);
-        if (more) {
-          PP_PRODUCT(1, 5, 7, x + second, w + second_row);
-        }
+        PP_PRODUCT(1, 5, 7, x + second, w + second_row);
         add(per_group == 1 ? 1 : 0);
         PP_STORE_TILE(2, dot[2]);
-        if (more) {
-          PP_PRODUCT(2, 4, 6, x + third, w + third_row);
-        }
+        PP_PRODUCT(2, 4, 6, x + third, w + third_row);
         if constexpr (per_group == 1) add(2);
         PP_STORE_TILE(3, dot[3]);
-        if (more) {
-          PP_PRODUCT(3, 5, 7, x + third + second, w + third_row + second_row);
-        }
+        PP_PRODUCT(3, 5, 7, x + third + second, w + third_row + second_row);
         add(per_group == 1 ? 3 : 1);
       }
       PP_UNROLL for (int t = 0; t < R; ++t) store(sums + 16 * t, acc[t]);
@@ -294,31 +230,30 @@ __attribute__((noinline)) void add_block(const Block& block, const uint8_t* pane
   }
 }
 
-// The same of the last block of a row that is not a multiple of it: `groups` groups, one after the other.
+// The same of the last block of rows whose length is not a multiple of it: `groups` groups, one after the other.
 template <int pack, int R>
-__attribute__((noinline)) void add_rest(const Block& block, int groups, const uint8_t* panel, size_t panel_bytes, int count, float* sums) {
-  alignas(64) float dot[2][256];
-  for (int b = 0; b < count; ++b, panel += panel_bytes) {
+__attribute__((noinline)) void add_rest(const Block& block, int groups, const uint8_t* panel, size_t step, int count, float* sums) {
+  alignas(64) int32_t dot[2][256];
+  for (int b = 0; b < count; ++b, panel += step) {
     for (int v = 0; v < 2; ++v, sums += 256) {
       vf acc[R];
       PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = load(sums + 16 * t);
       for (int g = 0; g < groups; ++g) {
-        const uint8_t* record = panel + g * kWideRecordBytes;
-        PP_PRODUCT(0, 4, 6, record, block.weights[g][v][0]);
+        const uint8_t* x = panel + g * kWideRecordBytes;
+        PP_PRODUCT(0, 4, 6, x, block.weights[g][v]);
         PP_STORE_TILE(0, dot[0]);
         if constexpr (kPerGroup<pack> == 2) {
-          PP_PRODUCT(1, 5, 7, record + 32, block.weights[g][v][8]);
+          PP_PRODUCT(1, 5, 7, x + 16, block.weights[g][v] + 256);
           PP_STORE_TILE(1, dot[1]);
         }
-        add_group<pack, R>(block, g, v, dot[0], record, acc);
+        add_group<pack, R>(block, g, v, dot[0], x, acc);
       }
       PP_UNROLL for (int t = 0; t < R; ++t) store(sums + 16 * t, acc[t]);
     }
   }
 }
 
-// R is the number of places of the largest panel rounded up to 4: what is computed beyond them is of numbers that
-// lie there by chance, and is not looked at.
+// R is the number of places of the largest panel rounded up to 4.
 template <int pack, int R>
 void linear_wide(const LinearCall& call) {
   const int groups = call.cols / kGroup, panels = num_panels(call.num_tokens, call.places, kWidePlaces);
@@ -338,8 +273,15 @@ void linear_wide(const LinearCall& call) {
       for (int g = 0; g < groups; g += kBlockGroups, panel += kBlockGroups * kWideRecordBytes) {
         const int of_block = groups - g < kBlockGroups ? groups - g : kBlockGroups;
         const uint8_t* next = unpack_block<pack>(tile, of_block, block);
+        // The results' places, a part of them with every block.
+        for (int b = from + count * g / groups, end = from + count * (g + of_block) / groups; b < end; ++b) {
+          const int width = call.epilogue == kSiluMul ? 16 : 32;
+          const auto* out = reinterpret_cast<const uint8_t*>(call.out + size_t(index) * size_t(width));
+          for (int t = panel_start(b, call.num_tokens, panels); t < panel_start(b + 1, call.num_tokens, panels); ++t)
+            for (int at = 0; at < 4 * width; at += 64) __asm__ volatile("prefetchw (%0)" ::"r"(out + size_t(t) * call.out_stride * 4 + at));
+        }
         if (of_block == kBlockGroups)
-          add_block<pack, R>(block, panel, panel_bytes, count, sums[0][0][0], {next, size_t(next - tile) / (2 * kBlockGroups)});
+          add_block<pack, R>(block, panel, panel_bytes, count, sums[0][0][0], next, size_t(next - tile) / (2 * kBlockGroups));
         else
           add_rest<pack, R>(block, of_block, panel, panel_bytes, count, sums[0][0][0]);
         tile = next;
@@ -369,28 +311,6 @@ void linear_wide(const LinearCall& call) {
     case 2: return linear_wide<pack, 8>(call);
     case 3: return linear_wide<pack, 12>(call);
     case 4: return linear_wide<pack, 16>(call);
-  }
-}
-
-// The numbers of quantize() in kernels.inc, as bf16: of a whole number below 256 the upper half of its float.
-void quantize_wide(const float* x, int n, uint8_t* panel, int t, int places) {
-  alignas(64) static constexpr uint16_t order[32] = {1,  5,  9,  13, 3,  7,  11, 15, 17, 21, 25, 29, 19, 23, 27, 31,
-                                                     33, 37, 41, 45, 35, 39, 43, 47, 49, 53, 57, 61, 51, 55, 59, 63};
-  const __m512i upper_halves = _mm512_load_si512(order);
-  for (int g = 0; g < n / kGroup; ++g, x += kGroup, panel += kWideRecordBytes) {
-    vf a = load(x), b = load(x + 16);
-    for (int place = places * t; place < places * t + places; ++place) {
-      auto* d = reinterpret_cast<float*>(panel + 64 * kWidePlaces);
-      const float most = largest(max(abs(a), abs(b)));
-      const float scale = most * (1.0f / 127.0f);
-      const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-      const vf qa = round_even(mul(a, set1(inverse))), qb = round_even(mul(b, set1(inverse)));
-      _mm512_store_si512(panel + 64 * place, _mm512_permutex2var_epi16(_mm512_castps_si512(qa.a), upper_halves, _mm512_castps_si512(qb.a)));
-      d[place] = scale;
-      d[kWidePlaces + place] = scale * sum(add(qa, qb));
-      a = fma(qa, set1(-scale), a);
-      b = fma(qb, set1(-scale), b);
-    }
   }
 }
 
@@ -531,7 +451,6 @@ const Kernels& kernels_amx() {
     all.name = "amx";
     all.wide_from = 7;
     all.linear = linear;
-    all.quantize_wide = quantize_wide;
     all.attend = attend;
     return all;
   }();

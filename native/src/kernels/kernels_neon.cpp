@@ -17,6 +17,6 @@ struct Index {
 
 }  // namespace
 
-const Kernels kernels_neon = {"neon", 0, linear, rms_norm, quantize, nullptr, attend, merge, store_kv, rope, int8_probe, read_probe};
+const Kernels kernels_neon = {"neon", 0, linear, rms_norm, quantize, attend, merge, store_kv, rope, int8_probe, read_probe};
 
 }  // namespace pp
