@@ -39,7 +39,7 @@ namespace {
 
 constexpr int kBlockGroups = 16;          // their weights fit the first-level cache
 constexpr int kRunPanels = 16;            // whose sums stay in the second-level cache
-constexpr size_t kRunBytes = 1280 << 10;  // of panels, which stay there while tile after tile is multiplied
+constexpr size_t kRunBytes = 960 << 10;  // of panels, which stay there while tile after tile is multiplied
 constexpr int kUnits = 4;                 // products under way at once
 
 constexpr int kFewestQueries = 6;  // for which attention by tiles is the faster
