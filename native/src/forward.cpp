@@ -30,23 +30,26 @@ int panel_places(const pp_model& m, int tokens) {
 
 // The panel of a token.
 struct Panel {
-  int first, count;
+  int index, first, count;
   Panel(int token, int tokens, int places, int panel_places) {
-    const int panels = num_panels(tokens, places, panel_places), p = panel_of(token, tokens, panels);
-    first = panel_start(p, tokens, panels);
-    count = panel_start(p + 1, tokens, panels) - first;
+    const int panels = num_panels(tokens, places, panel_places);
+    index = panel_of(token, tokens, panels);
+    first = panel_start(index, tokens, panels);
+    count = panel_start(index + 1, tokens, panels) - first;
   }
 };
 
 // Puts one row of activations into its panels.
 void write_panels(pp_model& m, const float* row, int cols, int token, int tokens, bool as_int, bool as_float) {
   if (as_int) {
-    const auto [first, count] = Panel(token, tokens, m.places, panel_places(m, tokens));
-    const size_t token_bytes = size_t(cols / kGroup) * kRecordBytes * size_t(m.places);
-    m.kernels->quantize(row, cols, m.int_panels.data() + size_t(first) * token_bytes, token - first, count, m.places);
+    const int width = panel_places(m, tokens);
+    const Panel panel(token, tokens, m.places, width);
+    const int room = width == kWidePlaces ? kWidePlaces / m.places : panel.count;
+    m.kernels->quantize(row, cols, m.int_panels.data() + panel_offset(panel.index, panel.first, m.places, width, cols),
+                        token - panel.first, room, m.places);
   }
   if (as_float) {
-    const auto [first, count] = Panel(token, tokens, m.places, kPanelPlaces);
+    const auto [index, first, count] = Panel(token, tokens, m.places, kPanelPlaces);
     float* panel = m.float_panels.as<float>() + size_t(first) * cols + (token - first);
     if (count == 1) memcpy(panel, row, size_t(cols) * sizeof(float));
     else
@@ -72,11 +75,13 @@ void prepare(pp_model& m, const float* x, size_t stride, int tokens, int cols, c
     }
     write_panels(m, row, cols, token, tokens, as_int, as_float);
   };
-  if (tokens < 4) {
-    for (int t = 0; t < tokens; ++t) one(t, 0);
-  } else {
-    m.threads.run(tokens, one);
-  }
+  // By panels: neighbours in one share cache lines.
+  const int width = as_int ? panel_places(m, tokens) : kPanelPlaces, panels = num_panels(tokens, m.places, width);
+  const auto of_panel = [&](int panel, int thread) {
+    for (int t = panel_start(panel, tokens, panels); t < panel_start(panel + 1, tokens, panels); ++t) one(t, thread);
+  };
+  if (tokens < 4) of_panel(0, 0);
+  else m.threads.run(panels, of_panel);
 }
 
 struct Product {
@@ -391,6 +396,8 @@ bool grow_working(pp_model& m, int tokens) {
   const size_t n = size_t(tokens), threads = size_t(m.threads.count());
   const size_t widest = size_t(c.intermediate_size > c.hidden_size ? c.intermediate_size : c.hidden_size);
   const size_t wide = widest > size_t(m.attention_width()) ? widest : size_t(m.attention_width());
+  // Wide panels have room for all their places.
+  const size_t int_places = m.kernels->wide_from ? size_t(num_panels(tokens, m.places, kWidePlaces)) * kWidePlaces : n * size_t(m.places);
   const size_t head_rows = n < 32 ? n : 32;
   m.working_tokens = 0;
   // A little slack behind every buffer: kernels read and write 16 numbers at a time.
@@ -398,7 +405,7 @@ bool grow_working(pp_model& m, int tokens) {
       !m.mixed.allocate(n * m.attention_width() * 4 + 256, false) ||
       !m.hidden.allocate(n * c.intermediate_size * 4 + 256, false) ||
       !m.normed.allocate(threads * round_up(wide, 16) * 4 + 256, false) ||
-      !m.int_panels.allocate(n * (wide / kGroup + 1) * kRecordBytes * size_t(m.places) + 256, false) ||
+      !m.int_panels.allocate(int_places * (wide / kGroup + 1) * kRecordBytes + 256, false) ||
       !m.float_panels.allocate(n * wide * 4 + 256, false) ||
       !m.logits.allocate(head_rows * round_up(size_t(c.vocab_size), 32) * 4 + 256, false) ||
       !m.cosines.allocate(n * c.head_dim * 2 + 256, false) || !m.sines.allocate(n * c.head_dim * 2 + 256, false) ||

@@ -85,9 +85,9 @@ struct Panels {
 };
 Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, int cols, int places = 1) {
   Panels out;
-  out.ints.resize(size_t(tokens * places) * size_t(cols / kGroup + 1) * kRecordBytes);
-  out.floats.resize(size_t(tokens) * size_t(cols));
   out.places = k.wide_from && tokens * places >= k.wide_from ? kWidePlaces : kPanelPlaces;
+  out.ints.resize(panel_offset(num_panels(tokens, places, out.places), tokens, places, out.places, cols));
+  out.floats.resize(size_t(tokens) * size_t(cols));
   for (const bool as_float : {false, true}) {
     const int panels = num_panels(tokens, places, as_float ? kPanelPlaces : out.places);
     for (int b = 0; b < panels; ++b) {
@@ -97,8 +97,8 @@ Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, in
         if (as_float)
           for (int i = 0; i < cols; ++i) out.floats[size_t(first) * cols + size_t(i) * count + t] = row[i];
         else if (cols % kGroup == 0)
-          k.quantize(row, cols, out.ints.data() + size_t(first * places) * size_t(cols / kGroup) * kRecordBytes, t, count,
-                     places);
+          k.quantize(row, cols, out.ints.data() + panel_offset(b, first, places, out.places, cols), t,
+                     out.places == kWidePlaces ? kWidePlaces / places : count, places);
       }
     }
   }
@@ -153,7 +153,7 @@ void test_linear(const Kernels& fast) {
             const size_t stride = 128;
             std::vector<float> a(stride * size_t(tokens), 1.0f), b(a);
             kernels_generic.linear(linear_call(w, plain, tokens, as_float, a.data(), stride, places));
-            fast.linear(linear_call(w, plain, tokens, as_float, b.data(), stride, places));
+            fast.linear(linear_call(w, quick, tokens, as_float, b.data(), stride, places));
             check(same(a, b), fast.name, name, tokens, as_float);
             // Alone or among others, a token's result is the same.
             if (tokens == 7) {

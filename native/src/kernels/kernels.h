@@ -35,7 +35,8 @@ enum Pack : int {
 };
 
 // Activations of up to 6 tokens (16 in a wide panel) form a panel: for every group of 32 columns a record of int8 values
-// [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves.
+// [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves. Records of wide panels
+// have room for 16 places, however many there are: all are alike for kernels that multiply whole tiles.
 // As float32 a panel is [column][token], always of narrow panels.
 //
 // With 16 bits a token takes two places: its int8 values, and what their rounding left over as int8 values
@@ -44,12 +45,18 @@ enum Pack : int {
 constexpr int kPanelPlaces = 6;
 constexpr int kWidePlaces = 16;  // for kernels that multiply whole tiles, see Kernels::wide_from
 constexpr int kRecordBytes = 32 + 4 * 5;  // per place
+constexpr int kWideRecordBytes = kWidePlaces * kRecordBytes;
 
 static inline int num_panels(int tokens, int places, int panel_places) {
   const int tokens_of_panel = panel_places / places;
   return (tokens + tokens_of_panel - 1) / tokens_of_panel;
 }
 static inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
+// Where a panel of 8-bit numbers lies whose first token is `first`, in bytes.
+static inline size_t panel_offset(int panel, int first, int places, int panel_places, int cols) {
+  const size_t record_places = panel_places == kWidePlaces ? size_t(panel) * kWidePlaces : size_t(first) * size_t(places);
+  return record_places * size_t(cols / kGroup) * kRecordBytes;
+}
 
 enum Epilogue : int { kStore, kAdd, kSiluMul };
 

@@ -5,6 +5,10 @@
 // wide panel what it wants of its first, so a product is two loads and one instruction for each group of columns.
 // Sums of whole numbers are exact, and scales are applied in the order of kernels.inc: the results are the same bits.
 //
+// What takes the time is turning sums into floats. While tiles are in use, multiplications and conversions of 512
+// bits are begun once a cycle instead of twice (their second unit is that of the tiles), additions still twice;
+// storing a tile takes the port of the second ones 16 times. So whole numbers become floats by additions.
+//
 // Legend: as in kernels.inc.
 
 #include <immintrin.h>
@@ -28,14 +32,15 @@ namespace {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(long(stride)) : "memory")
 #define PP_STORE_TILE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(64l) : "memory")
 #define PP_PRODUCT(i, a, b, x, w)                                    \
-  __asm__ volatile("tilezero %%tmm" #i ::);                          \
   PP_LOAD_TILE(a, x, 32);                                            \
   PP_LOAD_TILE(b, w, 64);                                            \
+  __asm__ volatile("tilezero %%tmm" #i ::);                          \
   __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #i ::)
 
-constexpr int kBlockGroups = 16;  // their weights fit the first-level cache
-constexpr int kRunPanels = 16;    // whose sums stay in the second-level cache
-constexpr int kUnits = 4;         // products under way at once
+constexpr int kBlockGroups = 16;          // their weights fit the first-level cache
+constexpr int kRunPanels = 16;            // whose sums stay in the second-level cache
+constexpr size_t kRunBytes = 960 << 10;  // of panels, which stay there while tile after tile is multiplied
+constexpr int kUnits = 4;                 // products under way at once
 
 constexpr int kFewestQueries = 6;  // for which attention by tiles is the faster
 constexpr size_t kFarAhead = 2304;
@@ -45,7 +50,7 @@ struct alignas(64) Block {
   int8_t weights[kBlockGroups][2][512];
   float scales[kBlockGroups][2][16];
   float offsets[kBlockGroups][2][16];
-  int32_t parts[kBlockGroups][2][2][16];  // Q6_K: scales of both halves of a group
+  float parts[kBlockGroups][2][2][16];  // Q6_K: scales of both halves of a group
 };
 
 struct alignas(64) TileShapes {
@@ -129,7 +134,7 @@ const uint8_t* unpack_block(const uint8_t* tile, int groups, Block& block) {
           put_weights(p + 64, with_high<2, 2>(high_nibbles(load_w(nibbles)), pairs), 32);
           put_weights(p + 128, with_high<4, 2>(low_nibbles(load_w(nibbles + 64)), pairs), 32);
           put_weights(p + 192, with_high<6, 2>(high_nibbles(load_w(nibbles + 64)), pairs), 32);
-          _mm512_store_si512(block.parts[g][v][h], load_i8(reinterpret_cast<const int8_t*>(tile + 768 + 32 * h + 16 * v)).a);
+          store(block.parts[g][v][h], to_float(load_i8(reinterpret_cast<const int8_t*>(tile + 768 + 32 * h + 16 * v))));
         }
         store(block.scales[g][v], load_half(d + 16 * v));
       }
@@ -139,147 +144,149 @@ const uint8_t* unpack_block(const uint8_t* tile, int groups, Block& block) {
   return tile;
 }
 
-// One group's sums (two halves of one for Q6_K), to floats and into those of 16 rows and R places.
+// Sixteen whole numbers of less than 2^22 as floats: in the sum with 1.5 * 2^23, read as one, they are the last bits.
+inline __attribute__((always_inline)) vf small_to_float(const int32_t* p) {
+  const __m512i shifted = _mm512_add_epi32(_mm512_load_si512(p), _mm512_set1_epi32(0x4b400000));
+  return sub({_mm512_castsi512_ps(shifted)}, set1(12582912.0f));
+}
+
+// One group's sums (two halves of one for Q6_K) into those of 16 rows and R places.
 template <int pack, int R>
-inline __attribute__((always_inline)) void add_group(const Block& block, int g, int v, const int32_t* dot, const uint8_t* record,
-                                                     int places, vf (&acc)[R]) {
-  const auto* d = reinterpret_cast<const float*>(record + 32 * size_t(places));
+inline __attribute__((always_inline)) void add_group(const Block& block, int g, int v, const int32_t* dot, const uint8_t* record, vf (&acc)[R]) {
+  const auto* d = reinterpret_cast<const float*>(record + 32 * kWidePlaces);
   const vf scale = load(block.scales[g][v]);
   if constexpr (pack == kPackQ6K) {
-    const vi first = {_mm512_load_si512(block.parts[g][v][0])}, second = {_mm512_load_si512(block.parts[g][v][1])};
+    // Whole numbers up to the end: 2 * 16 * 32 * 127 * 128 is below 2^24.
+    const vf first = load(block.parts[g][v][0]), second = load(block.parts[g][v][1]);
     PP_UNROLL for (int t = 0; t < R; ++t) {
-      const vi a = {_mm512_load_si512(dot + 16 * t)}, b = {_mm512_load_si512(dot + 256 + 16 * t)};
-      acc[t] = fma(to_float(iadd(imul(a, first), imul(b, second))), mul(scale, set1(d[t])), acc[t]);
+      const vf whole = fma(small_to_float(dot + 256 + 16 * t), second, mul(small_to_float(dot + 16 * t), first));
+      acc[t] = fma(whole, mul(scale, set1(d[t])), acc[t]);
     }
   } else if constexpr (pack == kPackQ4S || pack == kPackQ8) {
-    PP_UNROLL for (int t = 0; t < R; ++t)
-      acc[t] = fma(to_float({_mm512_load_si512(dot + 16 * t)}), mul(scale, set1(d[t])), acc[t]);
+    PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = fma(small_to_float(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
   } else {
     const vf offset = load(block.offsets[g][v]);
-    const float* xs = d + places;
+    const float* xs = d + kWidePlaces;
     PP_UNROLL for (int t = 0; t < R; ++t) {
-      const vf all = fma(to_float({_mm512_load_si512(dot + 16 * t)}), mul(scale, set1(d[t])), acc[t]);
+      const vf all = fma(small_to_float(dot + 16 * t), mul(scale, set1(d[t])), acc[t]);
       acc[t] = fma(offset, set1(pack == kPackQ4A ? xs[t] : -xs[t]), all);
     }
   }
 }
 
-// Adds a block's part to the sums [2][16][16] of a panel. R is `places` rounded up to 4: what is computed beyond
-// them is of numbers that lie there by chance, and is not looked at. Meanwhile `ahead`, where weights lie that are
-// wanted next, is fetched, `ahead_step` bytes for each group and half.
+template <int pack>
+constexpr int kPerGroup = pack == kPackQ6K ? 2 : 1;  // products; a group of Q6_K has two scales
+
+// Adds a whole block's part to the sums [2][16][16] of each of `count` panels, whose records of the block begin at
+// `panel` and `step` bytes on. What is computed of places beyond a panel's is of numbers that lie there by chance,
+// and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
+// without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted next,
+// is fetched, `ahead_step` bytes for each group and half.
 template <int pack, int R>
-__attribute__((noinline)) void add_block(const Block& block, int groups, const uint8_t* panel, int places, float* sums,
-                                         const uint8_t* ahead, size_t ahead_step) {
-  constexpr int per_group = pack == kPackQ6K ? 2 : 1;  // products; a group of Q6_K has two scales
-  constexpr int batch = kUnits / per_group;            // groups
-  const auto second = [](const uint8_t* x, size_t record) { return per_group == 2 ? x + 16 : x + record; };
-  const auto fetch = [&](int g) __attribute__((always_inline)) {
-    if (ahead_step == 0) return;
-    for (size_t at = 0; at < ahead_step; at += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead + size_t(g) * ahead_step + at), _MM_HINT_T0);
-  };
-  alignas(64) int32_t whole[2][kUnits][256];
-  const size_t record = size_t(kRecordBytes) * size_t(places);
-  for (int v = 0; v < 2; ++v, ahead += size_t(groups) * ahead_step) {
-    float* to = sums + 256 * v;
-    vf acc[R];
-    PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = load(to + 16 * t);
-    const int8_t* w = block.weights[0][v];
-    constexpr int w1 = per_group == 2 ? 256 : 1024, w2 = per_group == 2 ? 1024 : 2048, w3 = w1 + w2;
-    const uint8_t* x = panel;
-    int g = 0;
-    if (groups >= batch) {
-      // While one batch's sums become floats, the products of the next are under way.
-      const size_t x2 = size_t(2 / per_group) * record;
-      PP_PRODUCT(0, 4, 6, x, w);
-      PP_PRODUCT(1, 5, 7, second(x, record), w + w1);
-      PP_PRODUCT(2, 4, 6, x + x2, w + w2);
-      PP_PRODUCT(3, 5, 7, second(x + x2, record), w + w3);
+__attribute__((noinline)) void add_block(const Block& block, const uint8_t* panel, size_t step, int count, float* sums, const uint8_t* ahead,
+                                         size_t ahead_step) {
+  constexpr int per_group = kPerGroup<pack>, batch = kUnits / per_group;
+  constexpr int second = per_group == 2 ? 16 : kWideRecordBytes, third = batch / 2 * kWideRecordBytes;
+  constexpr int second_row = per_group == 2 ? 256 : 1024, third_row = batch / 2 * 1024;
+  alignas(64) int32_t dot[kUnits][256];
+  const uint8_t* x = panel;
+  const int8_t* w = block.weights[0][0];
+  PP_PRODUCT(0, 4, 6, x, w);
+  PP_PRODUCT(1, 5, 7, x + second, w + second_row);
+  PP_PRODUCT(2, 4, 6, x + third, w + third_row);
+  PP_PRODUCT(3, 5, 7, x + third + second, w + third_row + second_row);
+  for (int b = 0; b < count; ++b, panel += step) {
+    for (int v = 0; v < 2; ++v, sums += 256) {
+      vf acc[R];
+      PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = load(sums + 16 * t);
+      // After the last panel its own first products are begun again, for nothing.
+      const uint8_t* next = v == 0 || b + 1 == count ? panel : panel + step;
       const uint8_t* y = panel;
-      int32_t(*dot)[256] = whole[0];
-      for (; g + 2 * batch <= groups; g += batch) {
-        x += batch * record, w += batch * 1024;
+      for (int g = 0; g < kBlockGroups; g += batch, y += batch * kWideRecordBytes) {
+        const bool within = g + batch < kBlockGroups;
+        x = within ? y + batch * kWideRecordBytes : next;
+        w = within ? block.weights[g + batch][v] : block.weights[0][1 - v];
+        const auto add = [&](int i) __attribute__((always_inline)) {
+          if (b == 0)
+            for (size_t at = 0; at < ahead_step; at += 64) prefetch(ahead + at);
+          ahead += ahead_step;
+          add_group<pack, R>(block, g + i, v, dot[i * per_group], y + i * kWideRecordBytes, acc);
+        };
         PP_STORE_TILE(0, dot[0]);
         PP_PRODUCT(0, 4, 6, x, w);
+        if constexpr (per_group == 1) add(0);
         PP_STORE_TILE(1, dot[1]);
-        PP_PRODUCT(1, 5, 7, second(x, record), w + w1);
-        fetch(g);
-        add_group<pack, R>(block, g, v, dot[0], y, places, acc);
-        y += record;
-        if constexpr (per_group == 1) {
-          fetch(g + 1);
-          add_group<pack, R>(block, g + 1, v, dot[1], y, places, acc);
-          y += record;
-        }
+        PP_PRODUCT(1, 5, 7, x + second, w + second_row);
+        add(per_group == 1 ? 1 : 0);
         PP_STORE_TILE(2, dot[2]);
-        PP_PRODUCT(2, 4, 6, x + x2, w + w2);
+        PP_PRODUCT(2, 4, 6, x + third, w + third_row);
+        if constexpr (per_group == 1) add(2);
         PP_STORE_TILE(3, dot[3]);
-        PP_PRODUCT(3, 5, 7, second(x + x2, record), w + w3);
-        fetch(g + batch / 2);
-        add_group<pack, R>(block, g + batch / 2, v, dot[2], y, places, acc);
-        y += record;
-        if constexpr (per_group == 1) {
-          fetch(g + 3);
-          add_group<pack, R>(block, g + 3, v, dot[3], y, places, acc);
-          y += record;
-        }
-        dot = dot == whole[0] ? whole[1] : whole[0];
+        PP_PRODUCT(3, 5, 7, x + third + second, w + third_row + second_row);
+        add(per_group == 1 ? 3 : 1);
       }
-      PP_STORE_TILE(0, dot[0]);
-      PP_STORE_TILE(1, dot[1]);
-      PP_STORE_TILE(2, dot[2]);
-      PP_STORE_TILE(3, dot[3]);
-      for (int i = 0; i < batch; ++i, ++g, y += record) {
-        fetch(g);
-        add_group<pack, R>(block, g, v, dot[per_group * i], y, places, acc);
-      }
-      x += batch * record, w += batch * 1024;
+      PP_UNROLL for (int t = 0; t < R; ++t) store(sums + 16 * t, acc[t]);
     }
-    for (; g < groups; ++g, x += record, w += 1024) {
-      PP_PRODUCT(0, 4, 6, x, w);
-      PP_STORE_TILE(0, whole[0][0]);
-      if constexpr (per_group == 2) {
-        PP_PRODUCT(1, 5, 7, x + 16, w + w1);
-        PP_STORE_TILE(1, whole[0][1]);
-      }
-      fetch(g);
-      add_group<pack, R>(block, g, v, whole[0][0], x, places, acc);
-    }
-    PP_UNROLL for (int t = 0; t < R; ++t) store(to + 16 * t, acc[t]);
   }
 }
-template <int pack>
+
+// The same of the last block of rows whose length is not a multiple of it: `groups` groups, one after the other.
+template <int pack, int R>
+__attribute__((noinline)) void add_rest(const Block& block, int groups, const uint8_t* panel, size_t step, int count, float* sums) {
+  alignas(64) int32_t dot[2][256];
+  for (int b = 0; b < count; ++b, panel += step) {
+    for (int v = 0; v < 2; ++v, sums += 256) {
+      vf acc[R];
+      PP_UNROLL for (int t = 0; t < R; ++t) acc[t] = load(sums + 16 * t);
+      for (int g = 0; g < groups; ++g) {
+        const uint8_t* x = panel + g * kWideRecordBytes;
+        PP_PRODUCT(0, 4, 6, x, block.weights[g][v]);
+        PP_STORE_TILE(0, dot[0]);
+        if constexpr (kPerGroup<pack> == 2) {
+          PP_PRODUCT(1, 5, 7, x + 16, block.weights[g][v] + 256);
+          PP_STORE_TILE(1, dot[1]);
+        }
+        add_group<pack, R>(block, g, v, dot[0], x, acc);
+      }
+      PP_UNROLL for (int t = 0; t < R; ++t) store(sums + 16 * t, acc[t]);
+    }
+  }
+}
+
+// R is the number of places of the largest panel rounded up to 4.
+template <int pack, int R>
 void linear_wide(const LinearCall& call) {
   const int groups = call.cols / kGroup, panels = num_panels(call.num_tokens, call.places, kWidePlaces);
-  const size_t place_bytes = size_t(groups) * kRecordBytes;
+  const size_t panel_bytes = size_t(groups) * kWideRecordBytes;
+  // Runs of panels, as equal as they can be.
+  const int all = call.panel_end - call.panel_begin, fit = int(kRunBytes / panel_bytes);
+  const int longest = fit < 1 ? 1 : fit > kRunPanels ? kRunPanels : fit, runs = (all + longest - 1) / longest;
   Block block;
   alignas(64) float sums[kRunPanels][2][16][16];
-  int shaped = 0;
-  for (int index = call.tile_begin; index < call.tile_end; ++index) {
-    for (int from = call.panel_begin; from < call.panel_end; from += kRunPanels) {
-      const int to = from + kRunPanels < call.panel_end ? from + kRunPanels : call.panel_end;
-      __builtin_memset(sums, 0, size_t(to - from) * sizeof sums[0]);
+  set_shapes(R, pack == kPackQ6K ? 16 : 32);
+  for (int run = 0; run < runs; ++run) {
+    const int from = call.panel_begin + all * run / runs, count = call.panel_begin + all * (run + 1) / runs - from;
+    for (int index = call.tile_begin; index < call.tile_end; ++index) {
+      __builtin_memset(sums, 0, size_t(count) * sizeof sums[0]);
       const uint8_t* tile = call.tiles + size_t(index) * call.tile_bytes;
-      for (int g = 0; g < groups; g += kBlockGroups) {
-        const int count = groups - g < kBlockGroups ? groups - g : kBlockGroups;
-        const uint8_t* next = unpack_block<pack>(tile, count, block);
-        const size_t ahead_step = size_t(next - tile) / size_t(2 * count);
-        tile = next;
-        for (int b = from; b < to; ++b) {
-          const int first = panel_start(b, call.num_tokens, panels) * call.places;
-          const int places = panel_start(b + 1, call.num_tokens, panels) * call.places - first;
-          const uint8_t* panel = call.panels + size_t(first) * place_bytes + size_t(g) * kRecordBytes * size_t(places);
-          if (places != shaped) set_shapes(places, pack == kPackQ6K ? 16 : 32), shaped = places;
-          float* out = sums[b - from][0][0];
-          const size_t step = b == from ? ahead_step : 0;
-          switch ((places + 3) / 4) {
-            case 1: add_block<pack, 4>(block, count, panel, places, out, next, step); break;
-            case 2: add_block<pack, 8>(block, count, panel, places, out, next, step); break;
-            case 3: add_block<pack, 12>(block, count, panel, places, out, next, step); break;
-            case 4: add_block<pack, 16>(block, count, panel, places, out, next, step); break;
-          }
+      const uint8_t* panel = call.panels + size_t(from) * panel_bytes;
+      for (int g = 0; g < groups; g += kBlockGroups, panel += kBlockGroups * kWideRecordBytes) {
+        const int of_block = groups - g < kBlockGroups ? groups - g : kBlockGroups;
+        const uint8_t* next = unpack_block<pack>(tile, of_block, block);
+        // The results' places, a part of them with every block.
+        for (int b = from + count * g / groups, end = from + count * (g + of_block) / groups; b < end; ++b) {
+          const int width = call.epilogue == kSiluMul ? 16 : 32;
+          const auto* out = reinterpret_cast<const uint8_t*>(call.out + size_t(index) * size_t(width));
+          for (int t = panel_start(b, call.num_tokens, panels); t < panel_start(b + 1, call.num_tokens, panels); ++t)
+            for (int at = 0; at < 4 * width; at += 64) __asm__ volatile("prefetchw (%0)" ::"r"(out + size_t(t) * call.out_stride * 4 + at));
         }
+        if (of_block == kBlockGroups)
+          add_block<pack, R>(block, panel, panel_bytes, count, sums[0][0][0], next, size_t(next - tile) / (2 * kBlockGroups));
+        else
+          add_rest<pack, R>(block, of_block, panel, panel_bytes, count, sums[0][0][0]);
+        tile = next;
       }
-      for (int b = from; b < to; ++b) {
+      for (int b = from; b < from + count; ++b) {
         const int first = panel_start(b, call.num_tokens, panels), tokens = panel_start(b + 1, call.num_tokens, panels) - first;
         const auto& low = sums[b - from][0];
         const auto& high = sums[b - from][1];
@@ -293,6 +300,18 @@ void linear_wide(const LinearCall& call) {
     }
   }
   _tile_release();
+}
+
+template <int pack>
+void linear_wide(const LinearCall& call) {
+  const int panels = num_panels(call.num_tokens, call.places, kWidePlaces);
+  const int most = (call.num_tokens + panels - 1) / panels * call.places;  // places of the largest panel
+  switch ((most + 3) / 4) {
+    case 1: return linear_wide<pack, 4>(call);
+    case 2: return linear_wide<pack, 8>(call);
+    case 3: return linear_wide<pack, 12>(call);
+    case 4: return linear_wide<pack, 16>(call);
+  }
 }
 
 // ---- attention over an 8-bit cache -----------------------------------------------------------------------------
