@@ -177,14 +177,22 @@ inline __attribute__((always_inline)) void add_group(const Block& block, int g, 
 template <int pack>
 constexpr int kPerGroup = pack == kPackQ6K ? 2 : 1;  // products; a group of Q6_K has two scales
 
+// Where the sums of a run's panels will go.
+struct Results {
+  const float* first;  // of token 0
+  size_t stride;
+  int begin, tokens, panels;
+  const float* of(int b) const { return first + size_t(panel_start(begin + b, tokens, panels)) * stride; }
+};
+
 // Adds a whole block's part to the sums [2][16][16] of each of `count` panels, whose records of the block begin at
 // `panel` and `step` bytes on. What is computed of places beyond a panel's is of numbers that lie there by chance,
 // and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
 // without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted next,
-// is fetched, `ahead_step` bytes for each group and half.
+// is fetched, `ahead_step` bytes for each group and half, and in the last block of a row the places of the results.
 template <int pack, int R>
 __attribute__((noinline)) void add_block(const Block& block, const uint8_t* panel, size_t step, int count, float* sums, const uint8_t* ahead,
-                                         size_t ahead_step) {
+                                         size_t ahead_step, const Results* results) {
   constexpr int per_group = kPerGroup<pack>, batch = kUnits / per_group;
   constexpr int second = per_group == 2 ? 16 : kWideRecordBytes, third = batch / 2 * kWideRecordBytes;
   constexpr int second_row = per_group == 2 ? 256 : 1024, third_row = batch / 2 * 1024;
@@ -202,6 +210,8 @@ __attribute__((noinline)) void add_block(const Block& block, const uint8_t* pane
       // After the last panel its own first products are begun again, for nothing.
       const uint8_t* next = v == 0 || b + 1 == count ? panel : panel + step;
       const uint8_t* y = panel;
+      const float* out = results ? results->of(b) + 16 * v : nullptr;
+      const size_t stride = results ? results->stride : 0;
       for (int g = 0; g < kBlockGroups; g += batch, y += batch * kWideRecordBytes) {
         const bool within = g + batch < kBlockGroups;
         x = within ? y + batch * kWideRecordBytes : next;
@@ -210,6 +220,8 @@ __attribute__((noinline)) void add_block(const Block& block, const uint8_t* pane
           if (b == 0)
             for (size_t at = 0; at < ahead_step; at += 64) prefetch(ahead + at);
           ahead += ahead_step;
+          if (out) __asm__ volatile("prefetchw (%0)" ::"r"(out));
+          out += stride;
           add_group<pack, R>(block, g + i, v, dot[i * per_group], y + i * kWideRecordBytes, acc);
         };
         PP_STORE_TILE(0, dot[0]);
@@ -270,18 +282,13 @@ void linear_wide(const LinearCall& call) {
       __builtin_memset(sums, 0, size_t(count) * sizeof sums[0]);
       const uint8_t* tile = call.tiles + size_t(index) * call.tile_bytes;
       const uint8_t* panel = call.panels + size_t(from) * panel_bytes;
+      const Results results = {call.out + size_t(index) * (call.epilogue == kSiluMul ? 16 : 32), call.out_stride, from, call.num_tokens, panels};
       for (int g = 0; g < groups; g += kBlockGroups, panel += kBlockGroups * kWideRecordBytes) {
         const int of_block = groups - g < kBlockGroups ? groups - g : kBlockGroups;
         const uint8_t* next = unpack_block<pack>(tile, of_block, block);
-        // The results' places, a part of them with every block.
-        for (int b = from + count * g / groups, end = from + count * (g + of_block) / groups; b < end; ++b) {
-          const int width = call.epilogue == kSiluMul ? 16 : 32;
-          const auto* out = reinterpret_cast<const uint8_t*>(call.out + size_t(index) * size_t(width));
-          for (int t = panel_start(b, call.num_tokens, panels); t < panel_start(b + 1, call.num_tokens, panels); ++t)
-            for (int at = 0; at < 4 * width; at += 64) __asm__ volatile("prefetchw (%0)" ::"r"(out + size_t(t) * call.out_stride * 4 + at));
-        }
         if (of_block == kBlockGroups)
-          add_block<pack, R>(block, panel, panel_bytes, count, sums[0][0][0], next, size_t(next - tile) / (2 * kBlockGroups));
+          add_block<pack, R>(block, panel, panel_bytes, count, sums[0][0][0], next, size_t(next - tile) / (2 * kBlockGroups),
+                             g + 2 * kBlockGroups > groups ? &results : nullptr);
         else
           add_rest<pack, R>(block, of_block, panel, panel_bytes, count, sums[0][0][0]);
         tile = next;
