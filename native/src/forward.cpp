@@ -39,14 +39,23 @@ struct Panel {
   }
 };
 
+// Scales of a wide panel's places from `used` on become 0: by chance they may be denormal numbers, which are slow.
+void clear_scales(uint8_t* panel, int cols, int used) {
+  for (int g = 0; g < cols / kGroup; ++g, panel += kWideRecordBytes) {
+    float* scales = reinterpret_cast<float*>(panel + kGroup * kWidePlaces);
+    for (int which = 0; which < 2; ++which) memset(scales + which * kWidePlaces + used, 0, size_t(kWidePlaces - used) * sizeof(float));
+  }
+}
+
 // Puts one row of activations into its panels.
 void write_panels(pp_model& m, const float* row, int cols, int token, int tokens, bool as_int, bool as_float) {
   if (as_int) {
     const int width = panel_places(m, tokens);
     const Panel panel(token, tokens, m.places, width);
     const int room = width == kWidePlaces ? kWidePlaces / m.places : panel.count;
-    m.kernels->quantize(row, cols, m.int_panels.data() + panel_offset(panel.index, panel.first, m.places, width, cols),
-                        token - panel.first, room, m.places);
+    uint8_t* data = m.int_panels.data() + panel_offset(panel.index, panel.first, m.places, width, cols);
+    m.kernels->quantize(row, cols, data, token - panel.first, room, m.places);
+    if (width == kWidePlaces && token == panel.first) clear_scales(data, cols, panel.count * m.places);
   }
   if (as_float) {
     const auto [index, first, count] = Panel(token, tokens, m.places, kPanelPlaces);

@@ -36,7 +36,8 @@ enum Pack : int {
 
 // Activations of up to 6 tokens (16 in a wide panel) form a panel: for every group of 32 columns a record of int8 values
 // [place][32], then per place: scale, scale times sum, 8 times the sum, sums of both halves. Records of wide panels
-// have room for 16 places, however many there are: all are alike for kernels that multiply whole tiles.
+// have room for 16 places, however many there are: all are alike for kernels that multiply whole tiles. Of places
+// that are left, only the scales count: they are 0.
 // As float32 a panel is [column][token], always of narrow panels.
 //
 // With 16 bits a token takes two places: its int8 values, and what their rounding left over as int8 values

@@ -39,7 +39,7 @@ namespace {
 
 constexpr int kBlockGroups = 16;          // their weights fit the first-level cache
 constexpr int kRunPanels = 16;            // whose sums stay in the second-level cache
-constexpr size_t kRunBytes = 960 << 10;  // of panels, which stay there while tile after tile is multiplied
+constexpr size_t kRunBytes = 960 << 10;   // of panels, which stay there while tile after tile is multiplied
 constexpr int kUnits = 4;                 // products under way at once
 
 constexpr int kFewestQueries = 6;  // for which attention by tiles is the faster
@@ -186,8 +186,8 @@ struct Results {
 };
 
 // Adds a whole block's part to the sums [2][16][16] of each of `count` panels, whose records of the block begin at
-// `panel` and `step` bytes on. What is computed of places beyond a panel's is of numbers that lie there by chance,
-// and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
+// `panel` and `step` bytes on. What is computed of places beyond a panel's is of activations that lie there
+// by chance, and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
 // without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted next,
 // is fetched, `ahead_step` bytes for each group and half, and in the last block of a row the places of the results.
 template <int pack, int R>
