@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--shape phi-3-mini] [--layers N] [--peer PYTHON] [--pairs 7] [--json]
         [--openvino-python PYTHON [--openvino-model FOLDER]] [--neighbour] [--fresh] [--text-model FILE]
 
-Weights are random Q4_0 (speed does not depend on their values), written once as a GGUF file that ours and
-llama.cpp read. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
+Weights are random Q4_0, written once as a GGUF file that ours and llama.cpp read. Speed does not depend on their
+values, unless an engine computes with denormal numbers: attention's scores lie further apart than trained ones. `--peer` is the interpreter of an environment with llama-cpp-python or ik-llama-cpp-python; it
 may be given several times; a name that begins with ik, as in ik=PYTHON, means the latter. Peers hold their
 cache in our type (`--peer-cache same`, with flash attention, which they need for it) or as they do by default.
 Runs alternate, ours then each peer's, with a probe of the memory's read rate and of the int8 inner loop before

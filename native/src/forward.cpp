@@ -52,7 +52,7 @@ void write_panels(pp_model& m, const float* row, int cols, int token, int tokens
   if (as_int) {
     const int width = panel_places(m, tokens);
     const Panel panel(token, tokens, m.places, width);
-    const int room = width == kWidePlaces ? kWidePlaces / m.places : panel.count;
+    const int room = panel_room(panel.count, m.places, width);
     uint8_t* data = m.int_panels.data() + panel_offset(panel.index, panel.first, m.places, width, cols);
     m.kernels->quantize(row, cols, data, token - panel.first, room, m.places);
     if (width == kWidePlaces && token == panel.first) clear_scales(data, cols, panel.count * m.places);
@@ -89,8 +89,7 @@ void prepare(pp_model& m, const float* x, size_t stride, int tokens, int cols, c
   const auto of_panel = [&](int panel, int thread) {
     for (int t = panel_start(panel, tokens, panels); t < panel_start(panel + 1, tokens, panels); ++t) one(t, thread);
   };
-  if (tokens < 4) of_panel(0, 0);
-  else m.threads.run(panels, of_panel);
+  m.threads.run(panels, of_panel);
 }
 
 struct Product {

@@ -98,7 +98,7 @@ Panels make_panels(const Kernels& k, const std::vector<float>& x, int tokens, in
           for (int i = 0; i < cols; ++i) out.floats[size_t(first) * cols + size_t(i) * count + t] = row[i];
         else if (cols % kGroup == 0)
           k.quantize(row, cols, out.ints.data() + panel_offset(b, first, places, out.places, cols), t,
-                     out.places == kWidePlaces ? kWidePlaces / places : count, places);
+                     panel_room(count, places, out.places), places);
       }
     }
   }

@@ -53,6 +53,8 @@ static inline int num_panels(int tokens, int places, int panel_places) {
   return (tokens + tokens_of_panel - 1) / tokens_of_panel;
 }
 static inline int panel_start(int panel, int tokens, int panels) { return int(int64_t(panel) * tokens / panels); }
+// Tokens that the records of a panel of `count` tokens have room for.
+static inline int panel_room(int count, int places, int panel_places) { return panel_places == kWidePlaces ? kWidePlaces / places : count; }
 // Where a panel of 8-bit numbers lies whose first token is `first`, in bytes.
 static inline size_t panel_offset(int panel, int first, int places, int panel_places, int cols) {
   const size_t record_places = panel_places == kWidePlaces ? size_t(panel) * kWidePlaces : size_t(first) * size_t(places);

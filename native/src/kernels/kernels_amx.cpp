@@ -186,10 +186,10 @@ struct Results {
 };
 
 // Adds a whole block's part to the sums [2][16][16] of each of `count` panels, whose records of the block begin at
-// `panel` and `step` bytes on. What is computed of places beyond a panel's is of activations that lie there
-// by chance, and is not looked at. Four products are always under way, the next panel's while the last sums of one are added:
-// without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted next,
-// is fetched, `ahead_step` bytes for each group and half, and in the last block of a row the places of the results.
+// `panel` and `step` bytes on. What is computed of places beyond a panel's is of activations that lie there by
+// chance, and is not looked at. Four products are always under way, the next panel's while the last sums of one are
+// added: without that the tiles would stand still at every end. Meanwhile `ahead`, where weights lie that are wanted
+// next, is fetched, `ahead_step` bytes for each group and half, and if `results` is given the places it names.
 template <int pack, int R>
 __attribute__((noinline)) void add_block(const Block& block, const uint8_t* panel, size_t step, int count, float* sums, const uint8_t* ahead,
                                          size_t ahead_step, const Results* results) {
